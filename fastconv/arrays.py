@@ -1,0 +1,249 @@
+"""Arrays at the door: adoption without a copy, memory order, outputs.
+
+fastconv computes on NumPy arrays of native float32 or float64. Everything that can be viewed as one without
+copying is accepted; nothing is ever cast, converted or copied in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Order = Literal["contiguous", "channels_last"]
+Array = NDArray[Any]
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+INT64 = np.dtype(np.int64)
+
+# DLPack device types whose memory the CPU can read: CPU, CUDA host, ROCm host, CUDA managed.
+_HOST_DEVICES = frozenset({1, 3, 11, 13})
+
+# Work limit for the exact overlap test of NumPy. Channel slices of one buffer need well under 100 units.
+_OVERLAP_WORK = 100_000
+
+
+def _message(op: str, text: str) -> str:
+    return f"{op}: {text}" if op else text
+
+
+def as_array(obj: object, name: str, op: str = "") -> Array:
+    """Return `obj` as a NumPy array of float32 or float64 that shares its memory.
+
+    Parameters
+    ----------
+    obj
+        A NumPy array; an object with ``__dlpack__`` in host memory (a CPU tensor of PyTorch, JAX, ...); or an
+        object with the buffer protocol or ``__array_interface__``. Any shape and strides.
+    name, op
+        The argument and the function that errors name.
+
+    Returns
+    -------
+    ndarray
+        `obj` itself if it is a plain ndarray, else a view of its memory.
+
+    Raises
+    ------
+    TypeError
+        For lists, scalars, masked arrays, arrays on other devices, tensors that require a gradient, and every
+        dtype other than native float32 and float64.
+    ValueError
+        If the data are not aligned to the item size.
+    """
+    x = obj if type(obj) is np.ndarray else _adopt(obj, name, op)
+    dtype = x.dtype
+    if dtype is not FLOAT32 and dtype is not FLOAT64:
+        _check_float(dtype, name, op)
+    if not x.flags.aligned:
+        raise ValueError(_message(op, f"{name} is not aligned to its item size of {dtype.itemsize} bytes. "
+                                      f"Hint: np.ascontiguousarray({name}.copy())"))
+    return x
+
+
+def as_indices(obj: object, name: str, op: str = "") -> Array:
+    """Return `obj`, an int64 array of positions, as an ndarray that shares its memory (see `as_array`)."""
+    x = obj if type(obj) is np.ndarray else _adopt(obj, name, op)
+    if x.dtype != INT64 or not x.dtype.isnative:
+        raise TypeError(_message(op, f"{name} has dtype {x.dtype}, but int64 is needed. "
+                                     f"Hint: {name}.astype(np.int64)"))
+    if not x.flags.aligned:
+        raise ValueError(_message(op, f"{name} is not aligned to its item size of 8 bytes. "
+                                      f"Hint: np.ascontiguousarray({name}.copy())"))
+    return x
+
+
+def _check_float(dtype: np.dtype[Any], name: str, op: str) -> None:
+    if dtype.isnative and dtype in (FLOAT32, FLOAT64):
+        return
+    if not dtype.isnative:
+        what, hint = f"dtype {dtype.str} in non-native byte order", f"{name}.astype({name}.dtype.newbyteorder('='))"
+    elif dtype.kind == "c":
+        what, hint = f"complex dtype {dtype}", f"run {name}.real and {name}.imag separately"
+    else:
+        what, hint = f"dtype {dtype}", f"{name}.astype(np.float32)"
+    raise TypeError(_message(op, f"{name} has {what}, but float32 or float64 is needed. Hint: {hint}"))
+
+
+def _adopt(obj: Any, name: str, op: str) -> Array:
+    """View a foreign array as an ndarray without copying, or say why that cannot be."""
+    kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
+    if isinstance(obj, np.ma.MaskedArray):
+        raise TypeError(_message(op, f"{name} is a masked array, whose mask would be ignored. "
+                                     f"Hint: {name}.filled(0)"))
+    if isinstance(obj, np.ndarray):
+        return np.asarray(obj)
+    if getattr(obj, "requires_grad", False):
+        raise TypeError(_message(op, f"{name} is a {kind} that requires a gradient, which fastconv would not "
+                                     f"record. Hint: {name}.detach()"))
+    if hasattr(obj, "__dlpack__") and not isinstance(obj, np.generic):
+        if int(obj.__dlpack_device__()[0]) not in _HOST_DEVICES:
+            raise TypeError(_message(op, f"{name} is a {kind} on device {getattr(obj, 'device', '?')}, but arrays "
+                                         f"in host memory are needed. Hint: copy it to the CPU first"))
+        return _view(lambda: np.from_dlpack(obj), name, op, kind)
+    if not isinstance(obj, np.generic):
+        if hasattr(obj, "__array_interface__"):
+            return _view(lambda: np.asarray(obj), name, op, kind)
+        try:
+            buffer = memoryview(obj)
+        except TypeError:
+            pass
+        else:
+            return _view(lambda: np.asarray(buffer), name, op, kind)
+    raise TypeError(_message(op, f"{name} is a {kind}, but a NumPy array (or an object with __dlpack__, the buffer "
+                                 f"protocol or __array_interface__) is needed. "
+                                 f"Hint: np.asarray({name}, dtype=np.float32)"))
+
+
+def _view(make: Callable[[], Array], name: str, op: str, kind: str) -> Array:
+    try:
+        return make()
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(_message(op, f"{name} is a {kind} that cannot be viewed as a NumPy array without a copy "
+                                     f"({error}). Hint: convert it to float32 in host memory first")) from error
+
+
+def order_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> Order:
+    """Memory order of a (N, C, \\*spatial) view with these strides (in bytes or elements); see `memory_order`."""
+    if shape[1] <= 1:
+        return "contiguous"
+    spatial = [abs(s) for n, s in zip(shape[2:], strides[2:], strict=True) if n > 1]
+    if spatial and abs(strides[1]) < min(spatial):
+        return "channels_last"
+    return "contiguous"
+
+
+def memory_order(x: Array) -> Order:
+    """Memory order of a batched array of shape (N, C, \\*spatial).
+
+    ``"channels_last"`` iff C > 1, some spatial axis is longer than 1, and the stride of C is smaller in magnitude
+    than every stride of a spatial axis longer than 1; else ``"contiguous"``. Outputs keep the order of the input.
+    """
+    return order_of(x.shape, x.strides)
+
+
+def dense_strides(shape: tuple[int, ...], order: Order) -> tuple[int, ...]:
+    """Strides in elements of a dense array of `shape` (N, C, \\*spatial) in `order`."""
+    axes = range(len(shape)) if order == "contiguous" else (0, *range(2, len(shape)), 1)
+    strides = [0] * len(shape)
+    step = 1
+    for axis in reversed(axes):
+        strides[axis] = step
+        step *= shape[axis]
+    return tuple(strides)
+
+
+def empty(shape: tuple[int, ...], dtype: Any, order: Order = "contiguous") -> Array:
+    """Uninitialised dense array of logical `shape` (N, C, \\*spatial) in memory `order`."""
+    if order == "contiguous":
+        return np.empty(shape, dtype)
+    last = len(shape) - 1
+    return np.empty((shape[0], *shape[2:], shape[1]), dtype).transpose(0, last, *range(1, last))
+
+
+def to_channels_last(x: object) -> Array:
+    """Return `x` (N, C, \\*spatial), float32 or float64, dense in channels_last memory order.
+
+    The shape stays (N, C, \\*spatial); only the strides change. Returns `x` itself if it is that already, else a
+    copy. See `as_array` for what is accepted and raised; fewer than 3 axes raise ValueError.
+    """
+    array = as_array(x, "x", "to_channels_last")
+    if array.ndim < 3:
+        raise ValueError(f"to_channels_last: x has shape {array.shape}, but (N, C, *spatial) is needed. "
+                         "Hint: add the missing axes with x[None]")
+    if np.moveaxis(array, 1, -1).flags.c_contiguous:
+        return array
+    copy = empty(array.shape, array.dtype, "channels_last")
+    copy[...] = array
+    return copy
+
+
+def to_contiguous(x: object) -> Array:
+    """Return `x`, float32 or float64, dense in C order (NCHW): `x` itself if it is that already, else a copy."""
+    return np.ascontiguousarray(as_array(x, "x", "to_contiguous"))
+
+
+def check_out(out: object, shape: tuple[int, ...], dtype: Any, name: str = "out", op: str = "",
+              inputs: Iterable[Array] = ()) -> Array:
+    """Check an output that the caller supplies and return it as an ndarray.
+
+    Parameters
+    ----------
+    out
+        Any writable view of exactly `shape` and `dtype`, float32, float64 or (for indices) int64.
+    inputs
+        Arrays that are read while `out` is written.
+
+    Raises
+    ------
+    TypeError
+        If `out` has another dtype or is no array.
+    ValueError
+        If `out` has another shape, is read-only, overlaps itself, or shares memory with an input.
+    """
+    dtype = np.dtype(dtype)
+    array = as_indices(out, name, op) if dtype == INT64 else as_array(out, name, op)
+    if array.shape != shape:
+        raise ValueError(_message(op, f"{name} has shape {array.shape}, but the result has shape {shape}. "
+                                      f"Hint: np.empty({shape}, np.{dtype})"))
+    if array.dtype != dtype:
+        raise TypeError(_message(op, f"{name} has dtype {array.dtype}, but the result has dtype {dtype}. "
+                                     f"Hint: np.empty({shape}, np.{dtype})"))
+    if not array.flags.writeable:
+        raise ValueError(_message(op, f"{name} is read-only. Hint: pass a writable array, or {name}.copy()"))
+    if _overlaps_itself(array):
+        raise ValueError(_message(op, f"{name} has strides {array.strides} (bytes) for shape {shape}, so that "
+                                      f"several elements may share memory. Hint: np.empty({shape}, np.{dtype})"))
+    if any(_overlap(array, other) for other in inputs):
+        raise ValueError(_message(op, f"{name} shares memory with an input, which would be overwritten while it "
+                                      f"is read. Hint: np.empty({shape}, np.{dtype})"))
+    return array
+
+
+def _overlaps_itself(x: Array) -> bool:
+    """True unless each stride steps over all that the smaller strides span; true of all views made by slicing.
+
+    The rule refuses a few interleaved views that touch no element twice (shape (2, 3), strides (3, 2)); nobody
+    makes these by indexing.
+    """
+    if math.prod(x.shape) == 0:
+        return False
+    span = x.itemsize
+    for stride, n in sorted((abs(s), n) for n, s in zip(x.shape, x.strides, strict=True) if n > 1):
+        if stride < span:
+            return True
+        span += (n - 1) * stride
+    return False
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
+    except np.exceptions.TooHardError:
+        return True
