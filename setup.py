@@ -234,14 +234,12 @@ class BuildKernels(build_ext):
             ):
                 return made
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            print(
-                f"{toolchain.cc[0]} {source} {shlex.join(flags)}\n{done.stderr}".rstrip(),
-                flush=True,
-            )
             if done.returncode:
                 raise CompileError(
                     f"fastconv: {source} does not compile:\n{shlex.join(command)}\n{done.stderr}"
                 )
+            # one write, newline included: several threads print
+            sys.stdout.write(f"{toolchain.cc[0]} {source} {shlex.join(flags)}\n{done.stderr}")
             recipe.write_text(shlex.join(command))
             return made
 
