@@ -14,16 +14,15 @@ def tolerance(
 
     A sum of n products a * b of independent values of variance 1 has the rms sqrt(n). Computed in
     floating point, step j of the sum rounds a partial sum of size sqrt(j), with an error of at most
-    u * sqrt(j), u = eps / 2, that is as good as random (variance u**2 * j / 3 if uniform). All steps
-    together err by sqrt(sum of u**2 * j / 3) = u * n / sqrt(6), which is u * sqrt(n / 6) relative to
-    the rms: 0.2 * eps * sqrt(n) is one standard deviation of the error. The n products round too,
-    which adds less than eps / 2, as does the result itself.
+    u * sqrt(j), u = eps / 2, that is as good as random (variance u**2 * j / 3 if uniform). All
+    steps together err by sqrt(sum of u**2 * j / 3) = u * n / sqrt(6), which relative to the rms is
+    u * sqrt(n / 6): 0.2 * eps * sqrt(n) is one standard deviation of the error. The n products
+    round too, which adds less than eps / 2, as does the result itself.
 
     Of a million elements the worst is five standard deviations out, which makes eps * sqrt(n). A
     factor of two pays for values that are not exactly independent or of one size, and 4 * eps for
-    short sums. Blocked or split sums, and sums with FMA, err less. The wrong result that this rule
-    lets through is one in which n / 10**6 of a float32 sum is missing; that cannot be for the n of
-    our tests, since the smallest thing to get wrong is one of n products.
+    short sums. Sums in blocks, and sums with FMA, err less. The smallest mistake that there is, one
+    product too few, is 1 / sqrt(n) of the rms: in float32 that is above this bound for n < 10**6.
 
     Parameters
     ----------
@@ -82,7 +81,7 @@ def assert_close(
         wrong = ~(error <= bound)
         worst = np.argwhere(finite)[np.argmax(np.where(np.isnan(error), np.inf, error))]
         raise AssertionError(
-            f"{np.count_nonzero(wrong)} of {expected.size} elements are off by more than {bound:.3g} "
+            f"{np.count_nonzero(wrong)} of {expected.size} elements are off by over {bound:.3g} "
             f"(rms {scale:.3g}, n {reduction_length}); the worst, at {tuple(map(int, worst))}, is "
             f"{actual[tuple(worst)]!r}, but {expected[tuple(worst)]!r} is right"
         )

@@ -19,7 +19,7 @@ def write_result(
     *,
     like: Array,
     out: Array | None = None,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
 ) -> Array:
     """Write a rank-5 result to `out`, or to a new array of rank, dtype and order as `like`."""
     if out is None:

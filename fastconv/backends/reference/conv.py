@@ -1,5 +1,7 @@
 """Convolution and its gradients, as NumPy formulas."""
 
+from typing import Any
+
 import numpy as np
 
 from fastconv.arrays import Array
@@ -40,9 +42,7 @@ def conv(
     taps_of = _grouped(problem.groups, w, axis=0)
     y = np.zeros((problem.batch, *taps_of.shape[:2], *problem.out_size))
     for tap in np.ndindex(*problem.kernel):
-        y += np.einsum(
-            "gkc,ngcDHW->ngkDHW", taps_of[..., *tap], x_padded[..., *_read_by(problem, tap)]
-        )
+        y += np.einsum("gkc,ngcDHW->ngkDHW", taps_of[(..., *tap)], x_padded[_read_by(problem, tap)])
     if b is not None:
         y += b.reshape(problem.groups, -1, 1, 1, 1)
     return write_result(_ungrouped(y, axis=1), like=x, out=out)
@@ -94,11 +94,12 @@ def conv_input_grad(
         first = [(tap[a] * d[a] - pad[a]) % s[a] for a in axes]
         first_o = [(first[a] + pad[a] - tap[a] * d[a]) // s[a] + margin_lo[a] for a in axes]
         count = [len(range(first[a], problem.in_size[a], s[a])) for a in axes]
-        asking = tuple(slice(first[a], None, s[a]) for a in axes)
-        asked_for = tuple(slice(first_o[a], first_o[a] + count[a]) for a in axes)
-        dx[..., *asking] += np.einsum(
-            "gkc,ngkDHW->ngcDHW", taps_of[..., *tap], dy_padded[..., *asked_for]
+        asking: tuple[Any, ...] = (..., *[slice(first[a], None, s[a]) for a in axes])
+        asked_for: tuple[Any, ...] = (
+            ...,
+            *[slice(first_o[a], first_o[a] + count[a]) for a in axes],
         )
+        dx[asking] += np.einsum("gkc,ngkDHW->ngcDHW", taps_of[(..., *tap)], dy_padded[asked_for])
     return write_result(_ungrouped(dx, axis=1), like=dy, out=out)
 
 
@@ -129,8 +130,8 @@ def conv_weight_grad(
     dy_grouped = _grouped(problem.groups, dy, axis=1)
     dw = np.zeros((problem.groups, dy_grouped.shape[2], x_padded.shape[2], *problem.kernel))
     for tap in np.ndindex(*problem.kernel):
-        dw[..., *tap] = np.einsum(
-            "ngkDHW,ngcDHW->gkc", dy_grouped, x_padded[..., *_read_by(problem, tap)]
+        dw[(..., *tap)] = np.einsum(
+            "ngkDHW,ngcDHW->gkc", dy_grouped, x_padded[_read_by(problem, tap)]
         )
     return write_result(_ungrouped(dw, axis=0), like=x, out=out)
 
@@ -140,14 +141,10 @@ def _padded_input(problem: ConvProblem, x: Array) -> Array:
     return _zero_padded(_grouped(problem.groups, x, axis=1), problem.pad_lo, problem.pad_hi)
 
 
-def _read_by(problem: ConvProblem, tap: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return the slices of the padded input that a tap reads, one element for each output."""
-    return tuple(
-        slice(t * d, t * d + (size - 1) * s + 1, s)
-        for t, d, s, size in zip(
-            tap, problem.dilation, problem.stride, problem.out_size, strict=True
-        )
-    )
+def _read_by(problem: ConvProblem, tap: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return the index of what a tap reads of the padded input, one element for each output."""
+    axes = zip(tap, problem.dilation, problem.stride, problem.out_size, strict=True)
+    return (..., *[slice(t * d, t * d + (size - 1) * s + 1, s) for t, d, s, size in axes])
 
 
 def _zero_padded(

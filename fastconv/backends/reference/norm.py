@@ -187,5 +187,7 @@ def _lrn_base(x: Array, size: int, alpha: float, k: float) -> Array:
 def _channel_sum(x: Array, before: int, after: int) -> Array:
     """Return for every channel c the sum of channels c - before to c + after."""
     padded = np.pad(x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
-    windows = range(before + after + 1)
-    return sum(padded[:, j : j + x.shape[1]] for j in windows)
+    total = np.zeros(x.shape)
+    for shift in range(before + after + 1):
+        total += padded[:, shift : shift + x.shape[1]]
+    return total

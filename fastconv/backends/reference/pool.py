@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def max_pool(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tup
     y = np.full(shape, -np.inf, x.dtype)
     indices = np.full(shape, -1)
     for position, inside in _window_taps(problem):
-        value = x5[..., *position]
+        value = x5[position]
         better = inside & ((value > y) | np.isnan(value) | (indices < 0))
         y = np.where(better, value, y)
         indices = np.where(better, _flat(problem, position), indices)
@@ -126,7 +127,7 @@ def _window_sum(problem: PoolProblem, x: Array) -> Array:
     """Return, in float64, the sum of x over every window."""
     total = np.zeros((*x.shape[:2], *problem.out_size))
     for position, inside in _window_taps(problem):
-        total += np.where(inside, x[..., *position], 0)
+        total += np.where(inside, x[position], 0)
     return total
 
 
@@ -135,7 +136,7 @@ def _window_sum_grad(problem: PoolProblem, dy: Array) -> Array:
     dx = np.zeros((*dy.shape[:2], *problem.in_size))
     for position, inside in _window_taps(problem):
         # add.at, since adaptive windows may share an input position at the same tap.
-        np.add.at(dx, (..., *position), np.where(inside, dy, 0))
+        np.add.at(dx, position, np.where(inside, dy, 0))
     return dx
 
 
@@ -256,11 +257,11 @@ def max_unpool_grad(
     return write_result(flat[_at(indices)], like=dy, out=out)
 
 
-def _window_taps(problem: PoolProblem) -> Iterator[tuple[tuple[Array, ...], Array]]:
+def _window_taps(problem: PoolProblem) -> Iterator[tuple[tuple[Any, ...], Array]]:
     """Yield for every tap, row-major, the input position it has in each window, and if it has one.
 
-    Positions are three index arrays that broadcast to out_size; where a window has fewer taps than
-    the largest, they point at position 0 and `inside` is False.
+    A position is an index, (..., depth, height, width), whose arrays broadcast to out_size; where a
+    window has fewer taps than the largest, it points at position 0 and `inside` is False.
     """
     taps = [np.max(axis.count, initial=0) for axis in problem.windows]
     for tap in np.ndindex(*taps):
@@ -269,10 +270,11 @@ def _window_taps(problem: PoolProblem) -> Iterator[tuple[tuple[Array, ...], Arra
             np.where(ok, axis.first + t * axis.step, 0)
             for ok, t, axis in zip(inside, tap, problem.windows, strict=True)
         ]
-        yield _mesh(position), math.prod(_mesh(inside))
+        deep, high, wide = _mesh(inside)
+        yield (..., *_mesh(position)), deep & high & wide
 
 
-def _mesh(per_axis: list[Array]) -> tuple[Array, ...]:
+def _mesh(per_axis: list[Array]) -> tuple[Array, Array, Array]:
     """View one array per axis so that the three broadcast to (D, H, W)."""
     depth, height, width = per_axis
     return depth[:, None, None], height[:, None], width
@@ -280,7 +282,8 @@ def _mesh(per_axis: list[Array]) -> tuple[Array, ...]:
 
 def _extent(problem: PoolProblem) -> Array:
     """Return the divisor of every window's average, an array that broadcasts to out_size."""
-    return math.prod(_mesh([axis.extent for axis in problem.windows]))
+    depth, height, width = _mesh([axis.extent for axis in problem.windows])
+    return depth * height * width
 
 
 def _lp_scale(problem: PoolProblem) -> Array:
@@ -288,10 +291,11 @@ def _lp_scale(problem: PoolProblem) -> Array:
     return math.prod(problem.kernel) / _extent(problem)
 
 
-def _flat(problem: PoolProblem, position: tuple[Array, ...]) -> Array:
+def _flat(problem: PoolProblem, position: tuple[Any, ...]) -> Array:
     """Return flat row-major positions in in_size."""
-    depth, height, width = position
-    return (depth * problem.in_size[1] + height) * problem.in_size[2] + width
+    _, depth, height, width = position
+    flat: Array = (depth * problem.in_size[1] + height) * problem.in_size[2] + width
+    return flat
 
 
 def _at(indices: Array) -> tuple[Array, Array, Array]:
