@@ -71,13 +71,13 @@ def test_pools_are_what_they_say_of_every_window(case):
             best = inside[int(np.argmax(values))]
             assert highest[(n, c, *o)] == max(values)
             assert where[(n, c, *o)] == np.ravel_multi_index(best, in_size)
-            np.testing.assert_allclose(
-                average[(n, c, *o)], sum(values) / full, rtol=1e-12, atol=1e-14
-            )
-            np.testing.assert_allclose(
-                average_inside[(n, c, *o)], sum(values) / len(values), rtol=1e-12, atol=1e-14
-            )
-            np.testing.assert_allclose(divided[(n, c, *o)], sum(values) / 7, rtol=1e-12, atol=1e-14)
+            for pooled, divisor in (
+                (average, full),
+                (average_inside, len(values)),
+                (divided, 7),
+            ):
+                mean = sum(values) / divisor
+                np.testing.assert_allclose(pooled[(n, c, *o)], mean, rtol=1e-12, atol=1e-14)
             powers = sum(abs(v) ** 2.5 for v in values) * full / len(values)
             np.testing.assert_allclose(root[(n, c, *o)], powers**0.4, rtol=1e-12)
             grad = dy[(n, c, *o)]
@@ -105,9 +105,8 @@ def random_pool(seed, max_dilation):
     kernel, stride = (tuple(rng.integers(1, 5, ndim).tolist()) for _ in range(2))
     padding = tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)
     dilation = tuple(rng.integers(1, max_dilation + 1, ndim).tolist())
-    size = [
-        d * (k - 1) + 1 + int(rng.integers(0, 7)) for k, d in zip(kernel, dilation, strict=True)
-    ]
+    extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    size = [n + int(rng.integers(0, 7)) for n in extent]
     return (2, 3, *size), kernel, stride, padding, dilation, bool(rng.integers(2))
 
 
@@ -117,7 +116,7 @@ def backward(torch, y, x, dy):
 
 
 @pytest.mark.parametrize("block", range(6))
-def test_max_pool_and_unpool_agree_with_torch(block):
+def test_max_pool_agrees_with_torch(block):
     torch = pytest.importorskip("torch")
     for seed in range(block * 30, block * 30 + 30):
         x_shape, *parameters = random_pool(seed, 3)
