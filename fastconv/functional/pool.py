@@ -1,0 +1,585 @@
+"""Pooling and unpooling in one, two and three dimensions, and their gradients.
+
+Names and argument order are PyTorch's. Every function is written once for N spatial axes; ``max_pool1d``,
+``max_pool2d`` and ``max_pool3d`` are ``max_pool`` with ``ndim`` fixed. ``input`` is (N, C, *spatial) or, where
+the number of spatial axes is fixed, (C, *spatial) without a batch; float32 or float64; any strides. Results are
+of the same dtype and in the memory order of the input.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Literal, TypeVar, cast, overload
+
+from fastconv.arrays import INT64, Array, as_array, as_indices, check_out, empty
+from fastconv.backends import reference
+from fastconv.config import settings
+from fastconv.problem import (
+    PoolProblem,
+    adaptive_pool_grad_problem,
+    adaptive_pool_problem,
+    batched,
+    check_ndim,
+    indexed_grad_problem,
+    pool_grad_problem,
+    pool_problem,
+    unpool_grad_problem,
+    unpool_problem,
+)
+
+Sizes = int | Sequence[int]
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _backend() -> ModuleType:
+    return reference
+
+
+def _by_ndim(function: F) -> tuple[F, F, F]:
+    """Return `function` for 1, 2 and 3 spatial axes, each with its own name, signature and docstring."""
+    return _fixed(function, 1), _fixed(function, 2), _fixed(function, 3)
+
+
+def _fixed(function: F, ndim: int) -> F:
+    def fixed(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, ndim=ndim, **kwargs)
+
+    signature = inspect.signature(function)
+    axes = {1: "L", 2: "H, W", 3: "D, H, W"}[ndim]
+    fixed.__name__ = fixed.__qualname__ = f"{function.__name__}{ndim}d"
+    fixed.__module__ = function.__module__
+    fixed.__doc__ = (f"`{function.__name__}` of an input (N, C, {axes}) or (C, {axes}).\n\n    "
+                     f"{inspect.getdoc(function)}")
+    fixed.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "ndim"}
+    fixed.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[p for p in signature.parameters.values() if p.name != "ndim"])
+    return cast(F, fixed)
+
+
+def _input(array: object, ndim: int | None, op: str, name: str = "input") -> tuple[Array, int, bool, str]:
+    """Adopt and batch an argument; return it, its spatial axes, whether it had no batch, and the op's full name."""
+    x = as_array(array, name, op)
+    ndim = check_ndim(x.ndim - 2 if ndim is None else ndim, op, name)
+    op = f"{op}{ndim}d"
+    x, alone = batched(x, ndim, op, name)
+    return x, ndim, alone, op
+
+
+def _out(out: object, alone: bool, op: str) -> Array | None:
+    if out is None:
+        return None
+    array = as_array(out, "out", op)
+    return array[None] if alone else array
+
+
+def _checked(out: Array | None, shape: tuple[int, ...], problem: PoolProblem, op: str,
+             *inputs: Array) -> Array | None:
+    return None if out is None else check_out(out, shape, problem.dtype, "out", op, inputs)
+
+
+def _same(op: str, name: str, array: object, like: Array, alone: bool, shape: tuple[int, ...],
+          what: str) -> Array:
+    """Adopt a further float argument, which must have this (batched) shape and the dtype of `like`."""
+    other = as_array(array, name, op)
+    other = other[None] if alone else other
+    if other.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {other.shape}, but {shape} is needed, the shape of {what}. "
+                         "Hint: pass what the forward pass took and gave")
+    if other.dtype != like.dtype:
+        raise TypeError(f"{op}: {name} has dtype {other.dtype}, but the other arrays have dtype {like.dtype}. "
+                        f"Hint: {name}.astype(np.{like.dtype})")
+    return other
+
+
+def _positions(op: str, indices: object, alone: bool, shape: tuple[int, ...] | None,
+               plane: int | None = None) -> Array:
+    """Adopt indices; check their shape, and that they lie in a plane of `plane` elements."""
+    array = as_indices(indices, "indices", op)
+    array = array[None] if alone else array
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{op}: indices have shape {array.shape}, but {shape} is needed, the shape of the pooled "
+                         "array. Hint: pass the indices that max_pool(..., return_indices=True) returned")
+    if plane is not None and array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= plane:
+            raise ValueError(f"{op}: indices are between {low} and {high}, but must be at least 0 and less than the "
+                             f"number of elements of one channel, {plane}. Hint: indices count within each channel, "
+                             "row by row, without padding")
+    return array
+
+
+def _whole(input_size: Sequence[int], alone: bool) -> Any:
+    return (1, *input_size) if alone and isinstance(input_size, (tuple, list)) else input_size
+
+
+def _pooled(problem: PoolProblem, x: Array, alone: bool, indices: bool, out: Array | None, op: str) -> Any:
+    """Run a max pool; the result is y or (y, indices)."""
+    y, positions = _backend().max_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
+    if alone:
+        y, positions = y[0], positions[0]
+    return (y, positions) if indices else y
+
+
+@overload
+def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = ..., padding: Padding = ...,
+             dilation: Sizes = ..., ceil_mode: bool = ..., return_indices: Literal[False] = ..., *,
+             ndim: int | None = ..., out: Array | None = ...) -> Array: ...
+@overload
+def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = ..., padding: Padding = ...,
+             dilation: Sizes = ..., ceil_mode: bool = ..., *, return_indices: Literal[True],
+             ndim: int | None = ..., out: Array | None = ...) -> tuple[Array, Array]: ...
+@overload
+def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None, padding: Padding, dilation: Sizes,
+             ceil_mode: bool, return_indices: bool, *, ndim: int | None = ...,
+             out: Array | None = ...) -> Array | tuple[Array, Array]: ...
+def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, padding: Padding = 0,
+             dilation: Sizes = 1, ceil_mode: bool = False, return_indices: bool = False, *,
+             ndim: int | None = None, out: Array | None = None) -> Array | tuple[Array, Array]:
+    """Return the maximum of every window.
+
+    Parameters
+    ----------
+    input : (N, C, *spatial)
+    kernel_size, dilation
+        An integer or one per spatial axis.
+    stride
+        The same; ``kernel_size`` if None.
+    padding
+        Elements that are never the maximum: numbers up to ``kernel_size // 2``, pairs (lo, hi) per axis,
+        ``"same"``, ``"same_lower"`` or ``"valid"``.
+    ceil_mode
+        Round the output size up: a last window may hang over the end if it starts inside the input or the padding
+        before it.
+    return_indices
+        Also return where each maximum was found.
+    ndim
+        Number of spatial axes; that of a batched `input` if None.
+    out
+        Array for the maxima, of their shape and dtype.
+
+    Returns
+    -------
+    y : (N, C, *out_size)
+        out = floor((in + pad_lo + pad_hi - dilation * (kernel_size - 1) - 1) / stride) + 1. NaN counts as greater
+        than everything.
+    indices : (N, C, *out_size), int64
+        Only with `return_indices`: flat row-major positions within each channel of `input`, without padding; of
+        equal maxima, the first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "max_pool")
+    out = _out(out, alone, op)
+    problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
+    return cast(Array, _pooled(problem, x, alone, return_indices, out, op))
+
+
+def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int], *, ndim: int | None = None,
+                  out: Array | None = None) -> Array:
+    """Return the gradient of any max pool (also adaptive and global) for its input.
+
+    Parameters
+    ----------
+    grad_output, indices : (N, C, *out_size)
+        The indices are those that the pool returned.
+    input_size
+        Shape of the pool's input, (N, C, *in_size).
+    ndim
+        Number of spatial axes; needed if there is no batch.
+    out
+        Array for the result, of shape `input_size`.
+
+    Returns
+    -------
+    (N, C, *in_size)
+        ``dx[n, c, i]`` is the sum of ``grad_output[n, c, o]`` over all o with ``indices[n, c, o] == i``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; indices outside the input included.
+    """
+    dy, ndim, alone, op = _input(grad_output, ndim, "max_pool_grad", "grad_output")
+    out = _out(out, alone, op)
+    problem = indexed_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
+    positions = _positions(op, indices, alone, dy.shape, math.prod(problem.in_size))
+    dx = _backend().max_pool_grad(problem, dy, positions,
+                                  out=_checked(out, problem.x_shape, problem, op, dy, positions))
+    return cast(Array, dx[0] if alone else dx)
+
+
+def _divisor(value: Any, op: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: divisor_override is {value!r}, but an integer other than 0 is needed. "
+                        "Hint: None divides by the size of each window")
+    if value == 0:
+        raise ValueError(f"{op}: divisor_override is 0, but an integer other than 0 is needed. "
+                         "Hint: None divides by the size of each window")
+    return int(value)
+
+
+def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, padding: Padding = 0,
+             ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None, *,
+             dilation: Sizes = 1, ndim: int | None = None, out: Array | None = None) -> Array:
+    """Return the mean of every window.
+
+    Parameters
+    ----------
+    input : (N, C, *spatial)
+    kernel_size, stride, padding, ceil_mode, dilation, ndim, out
+        As in `max_pool`.
+    count_include_pad
+        Divide by the number of elements of the window with those of the padding (but not those behind the
+        padding, in ``ceil_mode``), else by those of the input alone.
+    divisor_override
+        Divide every sum by this integer instead.
+
+    Returns
+    -------
+    (N, C, *out_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "avg_pool")
+    out = _out(out, alone, op)
+    problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, ndim=ndim,
+                           op=op, out=out)
+    y = _backend().avg_pool(problem, x, _divisor(divisor_override, op),
+                            out=_checked(out, problem.y_shape, problem, op, x))
+    return cast(Array, y[0] if alone else y)
+
+
+def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: Sizes, stride: Sizes | None = None,
+                  padding: Padding = 0, ceil_mode: bool = False, count_include_pad: bool = True,
+                  divisor_override: int | None = None, *, dilation: Sizes = 1, ndim: int | None = None,
+                  out: Array | None = None) -> Array:
+    """Return the gradient of `avg_pool` for its input, of shape `input_size`.
+
+    Parameters
+    ----------
+    grad_output : (N, C, *out_size)
+    input_size
+        Shape of the pool's input, (N, C, *in_size).
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation
+        Those of the pool.
+    ndim
+        Number of spatial axes; needed if there is no batch.
+    out
+        Array for the result, of shape `input_size`.
+
+    Returns
+    -------
+    (N, C, *in_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    dy, ndim, alone, op = _input(grad_output, ndim, "avg_pool_grad", "grad_output")
+    out = _out(out, alone, op)
+    problem = pool_grad_problem(_whole(input_size, alone), dy, kernel_size, stride, padding, dilation, ceil_mode,
+                                count_include_pad, ndim=ndim, op=op, out=out)
+    dx = _backend().avg_pool_grad(problem, dy, _divisor(divisor_override, op),
+                                  out=_checked(out, problem.x_shape, problem, op, dy))
+    return cast(Array, dx[0] if alone else dx)
+
+
+def _exponent(value: Any, op: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: norm_type is {value!r}, but a number is needed. Hint: 2 is the Euclidean norm")
+    if not math.isfinite(value) or value == 0:
+        raise ValueError(f"{op}: norm_type is {value}, but a finite number other than 0 is needed. "
+                         "Hint: the limit of large norms is max_pool")
+    return float(value)
+
+
+def lp_pool(input: object, norm_type: float, kernel_size: Sizes, stride: Sizes | None = None,
+            ceil_mode: bool = False, *, padding: Padding = 0, dilation: Sizes = 1, ndim: int | None = None,
+            out: Array | None = None) -> Array:
+    """Return ``(sum of x ** p) ** (1 / p)`` over every window, with p = `norm_type`.
+
+    As in PyTorch there are no absolute values, so that a negative sum (odd p) gives NaN, and the sum of a window
+    that hangs over the end (``ceil_mode``) is scaled up to the size of a whole window.
+
+    Parameters
+    ----------
+    input : (N, C, *spatial)
+    norm_type
+        The exponent p, finite and not 0.
+    kernel_size, stride, ceil_mode, padding, dilation, ndim, out
+        As in `max_pool`.
+
+    Returns
+    -------
+    (N, C, *out_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "lp_pool")
+    p = _exponent(norm_type, op)
+    out = _out(out, alone, op)
+    problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
+    y = _backend().lp_pool(problem, x, p, out=_checked(out, problem.y_shape, problem, op, x))
+    return cast(Array, y[0] if alone else y)
+
+
+def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: float, kernel_size: Sizes,
+                 stride: Sizes | None = None, ceil_mode: bool = False, *, padding: Padding = 0,
+                 dilation: Sizes = 1, ndim: int | None = None, out: Array | None = None) -> Array:
+    """Return the gradient of `lp_pool` for its input; zero where the output is zero.
+
+    Parameters
+    ----------
+    grad_output, output : (N, C, *out_size)
+        `output` is what the pool returned.
+    input : (N, C, *in_size)
+    norm_type, kernel_size, stride, ceil_mode, padding, dilation
+        Those of the pool.
+    ndim
+        Number of spatial axes; needed if there is no batch.
+    out
+        Array for the result, of the shape of `input`.
+
+    Returns
+    -------
+    (N, C, *in_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "lp_pool_grad")
+    p = _exponent(norm_type, op)
+    problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
+    dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
+    y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
+    out = _checked(_out(out, alone, op), problem.x_shape, problem, op, x, y, dy)
+    dx = _backend().lp_pool_grad(problem, x, y, dy, p, out=out)
+    return cast(Array, dx[0] if alone else dx)
+
+
+def adaptive_avg_pool(input: object, output_size: int | None | Sequence[int | None], *, ndim: int | None = None,
+                      out: Array | None = None) -> Array:
+    """Return the means of windows that divide each spatial axis into a given number of parts.
+
+    Parameters
+    ----------
+    input : (N, C, *spatial)
+    output_size
+        An integer or one per spatial axis; None keeps the size of an axis.
+    ndim, out
+        As in `max_pool`.
+
+    Returns
+    -------
+    (N, C, *output_size)
+        Output o covers the inputs from floor(o * in / out) up to, not including, ceil((o + 1) * in / out).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "adaptive_avg_pool")
+    out = _out(out, alone, op)
+    problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
+    y = _backend().avg_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
+    return cast(Array, y[0] if alone else y)
+
+
+def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, ndim: int | None = None,
+                           out: Array | None = None) -> Array:
+    """Return the gradient of `adaptive_avg_pool` and `global_avg_pool` for the input, of shape `input_size`.
+
+    Parameters
+    ----------
+    grad_output : (N, C, *output_size)
+    input_size
+        Shape of the pool's input, (N, C, *in_size).
+    ndim
+        Number of spatial axes; needed if there is no batch.
+    out
+        Array for the result, of shape `input_size`.
+
+    Returns
+    -------
+    (N, C, *in_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    dy, ndim, alone, op = _input(grad_output, ndim, "adaptive_avg_pool_grad", "grad_output")
+    out = _out(out, alone, op)
+    problem = adaptive_pool_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
+    dx = _backend().avg_pool_grad(problem, dy, out=_checked(out, problem.x_shape, problem, op, dy))
+    return cast(Array, dx[0] if alone else dx)
+
+
+@overload
+def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None],
+                      return_indices: Literal[False] = ..., *, ndim: int | None = ...,
+                      out: Array | None = ...) -> Array: ...
+@overload
+def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None],
+                      return_indices: Literal[True], *, ndim: int | None = ...,
+                      out: Array | None = ...) -> tuple[Array, Array]: ...
+@overload
+def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None], return_indices: bool, *,
+                      ndim: int | None = ..., out: Array | None = ...) -> Array | tuple[Array, Array]: ...
+def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None], return_indices: bool = False,
+                      *, ndim: int | None = None, out: Array | None = None) -> Array | tuple[Array, Array]:
+    """Return the maxima of the windows of `adaptive_avg_pool`.
+
+    Parameters
+    ----------
+    input : (N, C, *spatial)
+    output_size
+        As in `adaptive_avg_pool`.
+    return_indices, ndim, out
+        As in `max_pool`.
+
+    Returns
+    -------
+    y : (N, C, *output_size)
+    indices : (N, C, *output_size), int64
+        Only with `return_indices`; their gradient is `max_pool_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool")
+    out = _out(out, alone, op)
+    problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
+    return cast(Array, _pooled(problem, x, alone, return_indices, out, op))
+
+
+def global_avg_pool(input: object, *, ndim: int | None = None, out: Array | None = None) -> Array:
+    """Return the mean of every channel, (N, C, *spatial) -> (N, C, 1, ...).
+
+    Its gradient is `adaptive_avg_pool_grad`. Parameters and errors as in `adaptive_avg_pool` with output_size 1.
+
+    References
+    ----------
+    Lin, Chen and Yan, "Network in network", ICLR 2014, https://arxiv.org/abs/1312.4400, section 3.2.
+    """
+    return adaptive_avg_pool(input, 1, ndim=ndim, out=out)
+
+
+@overload
+def global_max_pool(input: object, return_indices: Literal[False] = ..., *, ndim: int | None = ...,
+                    out: Array | None = ...) -> Array: ...
+@overload
+def global_max_pool(input: object, return_indices: Literal[True], *, ndim: int | None = ...,
+                    out: Array | None = ...) -> tuple[Array, Array]: ...
+@overload
+def global_max_pool(input: object, return_indices: bool, *, ndim: int | None = ...,
+                    out: Array | None = ...) -> Array | tuple[Array, Array]: ...
+def global_max_pool(input: object, return_indices: bool = False, *, ndim: int | None = None,
+                    out: Array | None = None) -> Array | tuple[Array, Array]:
+    """Return the maximum of every channel, (N, C, *spatial) -> (N, C, 1, ...), and where it is.
+
+    Its gradient is `max_pool_grad`. Parameters, results and errors as in `adaptive_max_pool` with output_size 1.
+    """
+    return adaptive_max_pool(input, 1, return_indices, ndim=ndim, out=out)
+
+
+def max_unpool(input: object, indices: object, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0,
+               output_size: Sequence[int] | None = None, *, ndim: int | None = None,
+               out: Array | None = None) -> Array:
+    """Return zeros with every element of `input` where its index says: the partial inverse of `max_pool`.
+
+    Parameters
+    ----------
+    input, indices : (N, C, *pooled)
+        As `max_pool` returned them. If an index occurs twice in a channel, the last one counts.
+    kernel_size, stride, padding
+        Those of the max pool; an integer or one per spatial axis.
+    output_size
+        The unpooled size, with or without N and C, less than one stride away from
+        (in - 1) * stride + kernel_size - 2 * padding, which None chooses.
+    ndim
+        Number of spatial axes; that of a batched `input` if None.
+    out
+        Array for the result.
+
+    Returns
+    -------
+    (N, C, *output_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; indices outside the output included.
+
+    References
+    ----------
+    Zeiler and Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,
+    https://arxiv.org/abs/1311.2901, section 2.1.
+    """
+    x, ndim, alone, op = _input(input, ndim, "max_unpool")
+    out = _out(out, alone, op)
+    problem = unpool_problem(x, kernel_size, stride, padding, output_size, ndim=ndim, op=op, out=out)
+    positions = _positions(op, indices, alone, x.shape, math.prod(problem.in_size))
+    y = _backend().max_unpool(problem, x, positions,
+                              out=_checked(out, problem.x_shape, problem, op, x, positions))
+    return cast(Array, y[0] if alone else y)
+
+
+def max_unpool_grad(grad_output: object, indices: object, *, ndim: int | None = None,
+                    out: Array | None = None) -> Array:
+    """Return the gradient of `max_unpool` for its input: each element of `grad_output` that an index names.
+
+    Parameters
+    ----------
+    grad_output : (N, C, *unpooled)
+    indices : (N, C, *pooled), int64
+    ndim
+        Number of spatial axes; needed if there is no batch.
+    out
+        Array for the result, of the shape of `indices`.
+
+    Returns
+    -------
+    (N, C, *pooled)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; indices outside `grad_output` included.
+    """
+    dy, ndim, alone, op = _input(grad_output, ndim, "max_unpool_grad", "grad_output")
+    out = _out(out, alone, op)
+    positions = _positions(op, indices, alone, None, math.prod(dy.shape[2:]))
+    problem = unpool_grad_problem(dy, positions.shape, ndim=ndim, op=op, out=out)
+    dx = _backend().max_unpool_grad(problem, dy, positions,
+                                    out=_checked(out, problem.y_shape, problem, op, dy, positions))
+    return cast(Array, dx[0] if alone else dx)
+
+
+max_pool1d, max_pool2d, max_pool3d = _by_ndim(max_pool)
+avg_pool1d, avg_pool2d, avg_pool3d = _by_ndim(avg_pool)
+lp_pool1d, lp_pool2d, lp_pool3d = _by_ndim(lp_pool)
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _by_ndim(adaptive_avg_pool)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _by_ndim(adaptive_max_pool)
+max_unpool1d, max_unpool2d, max_unpool3d = _by_ndim(max_unpool)
