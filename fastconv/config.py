@@ -171,14 +171,10 @@ def _apply(new: Settings, reason: str) -> None:
 
 def _start() -> Settings:
     """Build the first settings from the machine and the environment."""
-    try:
-        from fastconv.backends import _cpu
-        isa = _cpu.default_isa()
-    except ImportError:
-        isa = "generic"
+    from fastconv.backends import _cpu
 
     threads, reason = default_threads()
-    _apply(Settings(threads=threads, isa=isa), reason)
+    _apply(Settings(threads=threads, isa=_cpu.default_isa()), reason)
     return settings()
 
 
@@ -263,13 +259,5 @@ def _after_fork() -> None:
         _apply(_current, _reason)
 
 
-def _check_isa_cap() -> None:
-    cap = os.environ.get("FASTCONV_CPU")
-    if cap and cap not in ISAS:
-        raise ValueError(f"FASTCONV_CPU is {cap!r}, but one of {', '.join(map(repr, ISAS))} is needed. "
-                         "Hint: unset it to use the best that the CPU has")
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-_check_isa_cap()

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, overload
 
-from fastconv.arrays import INT64, Array, as_array, as_indices, check_out, empty
-from fastconv.backends import reference
+from fastconv.arrays import Array, as_array, as_indices, check_out
+from fastconv.backends import cpu, reference
 from fastconv.config import settings
 from fastconv.problem import (
     PoolProblem,
@@ -36,7 +36,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _backend() -> ModuleType:
-    return reference
+    """The compiled pools, unless the reference is forced."""
+    return reference if settings().algorithm == "reference" or not hasattr(cpu, "max_pool") else cpu
 
 
 def _by_ndim(function: F) -> tuple[F, F, F]:
@@ -375,7 +376,7 @@ def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: 
     return cast(Array, dx[0] if alone else dx)
 
 
-def adaptive_avg_pool(input: object, output_size: int | None | Sequence[int | None], *, ndim: int | None = None,
+def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | None, *, ndim: int | None = None,
                       out: Array | None = None) -> Array:
     """Return the means of windows that divide each spatial axis into a given number of parts.
 
@@ -435,17 +436,17 @@ def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, nd
 
 
 @overload
-def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None],
+def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | None,
                       return_indices: Literal[False] = ..., *, ndim: int | None = ...,
                       out: Array | None = ...) -> Array: ...
 @overload
-def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None],
+def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | None,
                       return_indices: Literal[True], *, ndim: int | None = ...,
                       out: Array | None = ...) -> tuple[Array, Array]: ...
 @overload
-def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None], return_indices: bool, *,
+def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | None, return_indices: bool, *,
                       ndim: int | None = ..., out: Array | None = ...) -> Array | tuple[Array, Array]: ...
-def adaptive_max_pool(input: object, output_size: int | None | Sequence[int | None], return_indices: bool = False,
+def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | None, return_indices: bool = False,
                       *, ndim: int | None = None, out: Array | None = None) -> Array | tuple[Array, Array]:
     """Return the maxima of the windows of `adaptive_avg_pool`.
 

@@ -207,7 +207,7 @@ def conv_problem(x: Shaped, w: Shaped, stride: Any = 1, padding: Any = 0, dilati
     Parameters
     ----------
     x, w
-        Batched input (N, C, \*spatial) and weight (K, C / groups, \*kernel). Only ``shape``, ``strides`` and
+        Batched input (N, C, \\*spatial) and weight (K, C / groups, \\*kernel). Only ``shape``, ``strides`` and
         ``dtype`` are read.
     stride, dilation
         An integer or one per spatial axis, >= 1.
@@ -249,7 +249,7 @@ def _forward(op: str, ndim: int | None, x: Spec, w: Spec, out: tuple[int, ...] |
 def conv_input_grad_problem(input_size: Sequence[int], w: Shaped, dy: Shaped, stride: Any = 1, padding: Any = 0,
                             dilation: Any = 1, groups: Any = 1, *, out: Shaped | None = None,
                             ndim: int | None = None, op: str = "conv_input_grad") -> ConvProblem:
-    """Describe the gradient dx of shape `input_size` (N, C, \*spatial) of ``y = conv(x, w)``, from `dy`.
+    """Describe the gradient dx of shape `input_size` (N, C, \\*spatial) of ``y = conv(x, w)``, from `dy`.
 
     Other parameters and errors as in `conv_problem`; `dy` must have the shape of y.
     """
@@ -278,7 +278,7 @@ def _input_grad(op: str, ndim: int | None, input_size: Any, w: Spec, dy: Spec, o
 def conv_weight_grad_problem(x: Shaped, weight_size: Sequence[int], dy: Shaped, stride: Any = 1, padding: Any = 0,
                              dilation: Any = 1, groups: Any = 1, *, out: Shaped | None = None,
                              ndim: int | None = None, op: str = "conv_weight_grad") -> ConvProblem:
-    """Describe the gradient dw of shape `weight_size` (K, C / groups, \*kernel) of ``y = conv(x, w)``, from `dy`.
+    """Describe the gradient dw of shape `weight_size` (K, C / groups, \\*kernel) of ``y = conv(x, w)``, from `dy`.
 
     Other parameters and errors as in `conv_problem`; `dy` must have the shape of y.
     """
@@ -317,7 +317,7 @@ def conv_transpose_problem(x: Shaped, w: Shaped, stride: Any = 1, padding: Any =
     Parameters
     ----------
     x, w
-        Batched input (N, C, \*spatial) and weight (C, K / groups, \*kernel).
+        Batched input (N, C, \\*spatial) and weight (C, K / groups, \\*kernel).
     padding
         Numbers or pairs: how much the result is cropped on each side.
     output_padding
@@ -357,7 +357,7 @@ def conv_transpose_input_grad_problem(dy: Shaped, w: Shaped, stride: Any = 1, pa
                                       output_padding: Any = 0, groups: Any = 1, dilation: Any = 1, *,
                                       out: Shaped | None = None, ndim: int | None = None,
                                       op: str = "conv_transpose_input_grad") -> ConvProblem:
-    """Describe the gradient of ``conv_transpose(x, w)`` for x: the convolution of `dy` (N, K, \*spatial) with w.
+    """Describe the gradient of ``conv_transpose(x, w)`` for x: the convolution of `dy` (N, K, \\*spatial) with w.
 
     Parameters and errors as in `conv_transpose_problem`. In the result, `x` is dy and `y` the gradient.
     """
@@ -384,7 +384,7 @@ def conv_transpose_weight_grad_problem(x: Shaped, weight_size: Sequence[int], dy
                                        padding: Any = 0, output_padding: Any = 0, groups: Any = 1,
                                        dilation: Any = 1, *, out: Shaped | None = None, ndim: int | None = None,
                                        op: str = "conv_transpose_weight_grad") -> ConvProblem:
-    """Describe the gradient of ``conv_transpose(x, w)`` for w of shape `weight_size` (C, K / groups, \*kernel).
+    """Describe the gradient of ``conv_transpose(x, w)`` for w of shape `weight_size` (C, K / groups, \\*kernel).
 
     Parameters and errors as in `conv_transpose_problem`. In the result, `x` is dy and `y` the caller's input.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -52,24 +51,12 @@ class Windows:
         What this axis contributes to the divisor of an average: its divisor is the product over the axes.
     """
 
-    table: Array
+    table: Array = field(repr=False)
+    first: Array
+    step: Array
+    count: Array
+    extent: Array
     _key: bytes = field(repr=False)
-
-    @property
-    def first(self) -> Array:
-        return self.table[0]
-
-    @property
-    def step(self) -> Array:
-        return self.table[1]
-
-    @property
-    def count(self) -> Array:
-        return self.table[2]
-
-    @property
-    def extent(self) -> Array:
-        return self.table[3]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Windows) and self._key == other._key
@@ -81,7 +68,8 @@ class Windows:
 def _windows(first: Array, step: Array, count: Array, extent: Array) -> Windows:
     table = np.array([first, step, count, extent], np.int64)
     table.flags.writeable = False
-    return Windows(table, table.tobytes())
+    first, step, count, extent = table
+    return Windows(table, first, step, count, extent, table.tobytes())
 
 
 @dataclass(frozen=True, eq=True)
