@@ -1,0 +1,112 @@
+/* The C interface of fastconv, as backends/_cpu.pyx sees it.
+ *
+ * C computes: it allocates nothing, prints nothing, starts no thread and never aborts.  The caller owns every pointer;
+ * a plan (fc_conv, fc_wgrad) is constant while tasks of it run.  Tasks of one plan write disjoint outputs and may run
+ * in any order on any thread, each with a workspace of its own; what a task computes depends on the problem alone.
+ *
+ * All strides and offsets are 64-bit and counted in elements.  Spatial axes are always depth, height, width. */
+#ifndef FASTCONV_H
+#define FASTCONV_H
+
+#include <stdint.h>
+
+/* ---- Kernel tables ------------------------------------------------------------------------------------------- */
+
+/* The table of an ISA ("generic", "avx2", "avx512", "neon"), or null if this build or this CPU lacks it. */
+const void *fc_kernel_table(const char *isa, int is_double);
+/* Names of ISAs, from the portable one upward; null past the end. */
+const char *fc_isa_name(int index);
+/* Lanes, and rows and columns of the largest register tile. */
+void fc_tile(const void *kernels, int is_double, int tile[3]);
+/* Names of the kernel slots; null past the end. */
+const char *fc_kernel_name(int index);
+
+/* ---- Denormals ------------------------------------------------------------------------------------------------ */
+
+/* Treat denormal numbers as zero on this thread until the returned state is restored: they cost 20 to 100 times the
+ * time of others. */
+uint64_t fc_flush_denormals(void);
+void fc_restore_denormals(uint64_t state);
+
+/* ---- Convolution ---------------------------------------------------------------------------------------------- */
+
+/* A correlation over a lattice, the form that all passes reduce to:
+ *
+ *      out[n, k, o] = sum over taps t, channels c of in[n, c, o * step + tap_at[t]] * w[k, c, t]
+ *
+ * Positions outside the input are zeros that take part.  The forward pass is one lattice: tap_at = t * dilation - pad.
+ * The data gradient at stride s is s^d of them (its phases), each with the taps that meet it and step 1, writing every
+ * s-th element of dx: strides and offset of `out` say which. */
+typedef struct {
+    int64_t batch, groups, in_channels, out_channels; /* channels of one group */
+    int64_t in_size[3], out_size[3], step[3];
+    int64_t taps;
+    const int64_t *tap_at; /* taps x 3 */
+    const int64_t *tap_w;  /* taps: offset of the tap in w */
+    int64_t in_stride[5], out_stride[5]; /* batch, channel, depth, height, width */
+    int64_t out_offset;
+    int64_t w_stride[3]; /* group, out channel, in channel */
+    int is_double;
+    int gather;          /* 1: gather all patches (im2col); 0: read the input in place where it allows (direct) */
+    const void *kernels; /* from fc_kernel_table */
+} fc_lattice;
+
+/* out = lattice(in, w), in blocks.
+ *
+ *   pixels_are_rows = 1 (out channels are contiguous, NHWC)      0 (pixels are contiguous, NCHW)
+ *
+ *             nr out channels                                              nr pixels
+ *           +-----------------+                                       +-----------------+
+ *   mr      |                 |  A = patches, in place or     mr out  |                 |  A = packed weights [r][mr]
+ *   pixels  |    C = tile     |      gathered [pixel][r]     channels |    C = tile     |  B = patches, in place or
+ *           |                 |  B = packed weights [r][nr]           |                 |      gathered [r][nr]
+ *           +-----------------+                                       +-----------------+
+ *
+ * r = tap * in_channels + channel runs over the reduction in chunks.  A task is a block of pixels of one image and
+ * group times a range of weight panels. */
+typedef struct {
+    fc_lattice l;
+    int relu;
+    int pixels_are_rows, out_is_flat, by_rows;
+    int64_t tap_low[3], tap_high[3];
+    int64_t reduction, chunk, chunks;
+    int64_t pixels, block_pixels, blocks, max_strips;
+    int64_t panels, panels_per_task, panel_blocks;
+    int64_t tasks, pack_tasks;
+    int64_t packed_bytes, workspace_bytes;
+} fc_conv;
+
+/* Fills in the blocking from `l` and `relu`. */
+void fc_conv_block(fc_conv *p);
+/* Packs one panel of the weights, 0 <= task < pack_tasks. */
+void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task);
+/* Runs one task, 0 <= task < tasks.  `bias` (all out channels, contiguous) may be null. */
+void fc_conv_run(const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+                 int64_t task);
+
+/* dw[k, c, t] = sum over n, o of in[n, c, o * step + tap_at[t]] * out[n, k, o], where `out` of the lattice is dy.
+ *
+ * The result is a matrix of r = (tap, channel) rows and k columns; the reduction over (n, o) runs in chunks, whose
+ * partial sums are added in order.  If there are few tiles, the reduction is split into `splits` parts that are
+ * separate tasks, and a second phase adds them.  In place (gather = 0) the products with padding are left out: the
+ * caller makes sure that dy is finite (fc_wgrad_finite), or uses gather = 1. */
+typedef struct {
+    fc_lattice l;
+    int in_rows_are_channels; /* gathered patches: 1 = [pixel][r] (NHWC), 0 = [r][pixel] (NCHW) */
+    int in_place, dy_in_place;
+    int64_t reduction, pixels, chunk, chunks;
+    int64_t block_rows, row_blocks, block_cols, col_blocks;
+    int64_t splits, tasks, merge_tasks;
+    int64_t partial_bytes, workspace_bytes;
+} fc_wgrad;
+
+void fc_wgrad_block(fc_wgrad *p);
+/* One task: writes dw if splits == 1, else its part of `partial`. */
+void fc_wgrad_run(const fc_wgrad *p, const void *in, const void *dy, void *dw, void *partial, void *workspace,
+                  int64_t task);
+/* Adds the parts of one group's row block into dw, 0 <= task < merge_tasks; only if splits > 1. */
+void fc_wgrad_merge(const fc_wgrad *p, const void *partial, void *dw, int64_t task);
+/* Whether dy of one image holds neither NaN nor infinity. */
+int fc_wgrad_finite(const fc_wgrad *p, const void *dy, int64_t image);
+
+#endif

@@ -1,0 +1,109 @@
+/* The register-tiled matrix product that every convolution pass ends in.
+ *
+ * A tile of m rows and v vectors of C stays in registers while the terms stream by.  Per k: v vector loads of B, m
+ * scalar broadcasts of A, m * v multiply-adds.  The body is written once and instantiated for every m and v, for A with
+ * its k contiguous (`row`: patches in place or gathered) and with its rows contiguous (`col`: packed panels). */
+#include "kernels.h"
+#include "simd.h"
+
+/* The last columns of C, fewer than a tile has, from a copy of the accumulators. */
+static __attribute__((noinline)) void FC_NAME(gemm_finish)(int m, const real *tile, const fc_gemm *g) {
+    for (int i = 0; i < m; i++)
+        for (int64_t j = 0; j < g->n; j++) {
+            real s = tile[i * NR + j];
+            if (g->add) s += g->c[i * g->ldc + j];
+            if (g->bias_col) s += g->bias_col[j];
+            if (g->bias_row) s += g->bias_row[i];
+            if (g->relu && s < 0) s = 0;
+            g->c[i * g->ldc + j] = s;
+        }
+}
+
+FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const fc_gemm *g) {
+    vec acc[MR][2];
+    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = (vec){0};
+
+    const int64_t lda = g->lda, ldb = g->ldb;
+    for (int64_t t = 0; t < g->n_terms; t++) {
+        const real *restrict a = g->terms[t].a;
+        const real *restrict b = g->terms[t].b;
+        for (int64_t k = g->terms[t].k; k > 0; k--) {
+            vec bv[2];
+            FC_UNROLL for (int j = 0; j < v; j++) bv[j] = vload(b + j * VL);
+            b += ldb;
+            FC_UNROLL for (int i = 0; i < m; i++) {
+                const real s = row ? a[i * lda] : a[i];
+                FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] += s * bv[j];
+            }
+            a += row ? 1 : lda;
+        }
+    }
+
+    real *c = g->c;
+    const int64_t ldc = g->ldc;
+    if (g->n == v * VL) {
+        if (g->add)
+            FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
+                acc[i][j] += vload(c + i * ldc + j * VL);
+        if (g->bias_col)
+            FC_UNROLL for (int j = 0; j < v; j++) {
+                const vec bias = vload(g->bias_col + j * VL);
+                FC_UNROLL for (int i = 0; i < m; i++) acc[i][j] += bias;
+            }
+        if (g->bias_row)
+            FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] += g->bias_row[i];
+        if (g->relu)
+            FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = vrelu(acc[i][j]);
+        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
+            vstore(c + i * ldc + j * VL, acc[i][j]);
+        return;
+    }
+
+    real tile[MR * NR];
+    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
+        vstore(tile + i * NR + j * VL, acc[i][j]);
+    FC_NAME(gemm_finish)(m, tile, g);
+}
+
+#define FC_GEMM(m, form, row)                                                                                     \
+    static __attribute__((noinline)) void FC_NAME(gemm_##form##_##m##x1)(const fc_gemm *g) {                      \
+        FC_NAME(gemm_body)(m, 1, row, g);                                                                         \
+    }                                                                                                             \
+    static __attribute__((noinline)) void FC_NAME(gemm_##form##_##m##x2)(const fc_gemm *g) {                      \
+        FC_NAME(gemm_body)(m, 2, row, g);                                                                         \
+    }
+#define FC_GEMM_PAIR(m, form) {FC_NAME(gemm_##form##_##m##x1), FC_NAME(gemm_##form##_##m##x2)}
+
+#if MR == 4
+#define FC_EACH_M(f, ...) f(1, __VA_ARGS__) f(2, __VA_ARGS__) f(3, __VA_ARGS__) f(4, __VA_ARGS__)
+#elif MR == 6
+#define FC_EACH_M(f, ...)                                                                                         \
+    f(1, __VA_ARGS__) f(2, __VA_ARGS__) f(3, __VA_ARGS__) f(4, __VA_ARGS__) f(5, __VA_ARGS__) f(6, __VA_ARGS__)
+#elif MR == 8
+#define FC_EACH_M(f, ...)                                                                                         \
+    f(1, __VA_ARGS__) f(2, __VA_ARGS__) f(3, __VA_ARGS__) f(4, __VA_ARGS__) f(5, __VA_ARGS__) f(6, __VA_ARGS__)   \
+        f(7, __VA_ARGS__) f(8, __VA_ARGS__)
+#elif MR == 14
+#define FC_EACH_M(f, ...)                                                                                         \
+    f(1, __VA_ARGS__) f(2, __VA_ARGS__) f(3, __VA_ARGS__) f(4, __VA_ARGS__) f(5, __VA_ARGS__) f(6, __VA_ARGS__)   \
+        f(7, __VA_ARGS__) f(8, __VA_ARGS__) f(9, __VA_ARGS__) f(10, __VA_ARGS__) f(11, __VA_ARGS__)               \
+            f(12, __VA_ARGS__) f(13, __VA_ARGS__) f(14, __VA_ARGS__)
+#else
+#error "list the row counts of this tile height"
+#endif
+
+FC_EACH_M(FC_GEMM, row, 1)
+FC_EACH_M(FC_GEMM, col, 0)
+
+typedef void FC_NAME(gemm_fn)(const fc_gemm *);
+#define FC_GEMM_ENTRY(m, form) [m] = FC_GEMM_PAIR(m, form),
+
+static void gemm_row(int m, int vectors, const fc_gemm *g) {
+    static FC_NAME(gemm_fn) *const tiles[MR + 1][2] = {FC_EACH_M(FC_GEMM_ENTRY, row)};
+    tiles[m][vectors - 1](g);
+}
+
+static void gemm_col(int m, int vectors, const fc_gemm *g) {
+    static FC_NAME(gemm_fn) *const tiles[MR + 1][2] = {FC_EACH_M(FC_GEMM_ENTRY, col)};
+    tiles[m][vectors - 1](g);
+}

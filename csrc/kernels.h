@@ -1,0 +1,87 @@
+/* The contracts of the kernels and the type of their table. */
+#ifndef FC_KERNELS_H
+#define FC_KERNELS_H
+
+#include <stdint.h>
+
+#include "pool.h"
+#include "real.h"
+
+/* One term of a batch-reduce product: k columns of A and k rows of B. */
+typedef struct {
+    const real *a;
+    const real *b;
+    int64_t k;
+} FC_NAME(fc_term);
+#define fc_term FC_NAME(fc_term)
+
+/* C[i][j] = epilogue((add ? C[i][j] : 0) + sum over terms, sum over k of A[i][k] * B[k][j])
+ *
+ *      0 <= i < m <= mr,  0 <= j < n <= vectors * vl
+ *      B[k][j] at b[k * ldb + j]: all vectors * vl lanes are read, so a short panel must be padded
+ *      A[i][k] at a[i * lda + k] (gemm_row) or a[i + k * lda] (gemm_col)
+ *      C[i][j] at c[i * ldc + j]: only the n valid columns are touched
+ *
+ * The sum of one call is kept in registers and added to C at the end: the chunks of a long reduction are added like
+ * partial sums.  Epilogue, in this order: + bias_col[j], + bias_row[i], max(., 0); null or 0 leaves a step out. */
+typedef struct {
+    const fc_term *terms;
+    int64_t n_terms;
+    int64_t lda, ldb, ldc;
+    real *c;
+    int64_t n;
+    int add;
+    int relu;
+    const real *bias_col, *bias_row;
+} FC_NAME(fc_gemm);
+#define fc_gemm FC_NAME(fc_gemm)
+
+/* A block of patches: `pixels` consecutive output positions (row-major over out_size) from `pixel`, reduction indices
+ * [r0, r1) of r = tap * in_channels + channel; positions outside the input are zeros.
+ *
+ *      gather_rows:  to[p * ld + (r - r0)]      a patch after the other, the rows of A
+ *      gather_panel: to[(r - r0) * ld + p]      lanes are pixels; columns up to `width` are filled with zeros */
+typedef struct {
+    const real *in; /* image and group, channel 0, position (0, 0, 0) */
+    int64_t in_size[3], out_size[3], step[3];
+    int64_t in_stride[4]; /* channel, depth, height, width */
+    int64_t in_channels;
+    const int64_t *tap_at; /* taps x 3: input position = output position * step + tap_at */
+    int64_t pixel, pixels, r0, r1, ld, width;
+} FC_NAME(fc_gather);
+#define fc_gather FC_NAME(fc_gather)
+
+/* One output row of a pool: the windows of all outputs along the width, at one depth and height (see pool.h).
+ *
+ *      wide row (d, h) of the windows, column w:   wide + d * wide_row[0] + h * wide_row[1] + w * wide_step
+ *      narrow column o, its index and its y:       narrow + o * narrow_step, indices + o * indices_step, y + o * y_step
+ *
+ * pool_*_rows: lanes are columns, strides are free.  pool_*_channels: lanes are `channels` channels, whose stride is 1
+ * in all arrays.  The spread kernels add to wide, the others write narrow.  `buffer` holds columns + out_width reals
+ * and `buffer_rows` columns integers as wide as real, where columns is in_width rounded up to whole vectors. */
+typedef struct {
+    real *wide, *narrow;
+    const real *y; /* spread of Lp: the result of the forward pass */
+    int64_t *indices;
+    int64_t wide_step, wide_row[2], narrow_step, y_step, indices_step;
+    int64_t channels, in_width, out_width;
+    int64_t rows[2];                /* rows of the windows by depth and by height */
+    int64_t index, index_row[2];    /* flat position of wide[0], and of wide_row */
+    const fc_windows *windows;      /* along the width */
+    double extent, volume, divisor; /* extent by depth and height; see fc_pool */
+    real power;
+    real *buffer;
+    void *buffer_rows;
+} FC_NAME(fc_pool_row);
+#define fc_pool_row FC_NAME(fc_pool_row)
+
+typedef struct {
+    const char *isa;
+    int vl, mr, nr; /* lanes, rows and columns of the largest tile; nr = 2 * vl */
+#define FC_KERNEL(slot, result, parameters) result(*slot) parameters;
+#include "kernels.def"
+#undef FC_KERNEL
+} FC_NAME(fc_kernels);
+#define fc_kernels FC_NAME(fc_kernels)
+
+#endif

@@ -1,0 +1,49 @@
+# The C interface, csrc/fastconv.h.
+from libc.stdint cimport int64_t, uint64_t
+
+
+cdef extern from "fastconv.h" nogil:
+    const void *fc_kernel_table(const char *isa, int is_double)
+    const char *fc_isa_name(int index)
+    const char *fc_kernel_name(int index)
+    void fc_tile(const void *kernels, int is_double, int tile[3])
+
+    uint64_t fc_flush_denormals()
+    void fc_restore_denormals(uint64_t state)
+
+    ctypedef struct fc_lattice:
+        int64_t batch, groups, in_channels, out_channels
+        int64_t in_size[3]
+        int64_t out_size[3]
+        int64_t step[3]
+        int64_t taps
+        const int64_t *tap_at
+        const int64_t *tap_w
+        int64_t in_stride[5]
+        int64_t out_stride[5]
+        int64_t out_offset
+        int64_t w_stride[3]
+        int is_double
+        int gather
+        const void *kernels
+
+    ctypedef struct fc_conv:
+        fc_lattice l
+        int relu
+        int pixels_are_rows
+        int64_t tasks, pack_tasks, packed_bytes, workspace_bytes
+
+    void fc_conv_block(fc_conv *p)
+    void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task)
+    void fc_conv_run(const fc_conv *p, const void *x, const void *packed, const void *bias, void *out,
+                     void *workspace, int64_t task)
+
+    ctypedef struct fc_wgrad:
+        fc_lattice l
+        int64_t splits, tasks, merge_tasks, partial_bytes, workspace_bytes
+
+    void fc_wgrad_block(fc_wgrad *p)
+    void fc_wgrad_run(const fc_wgrad *p, const void *x, const void *dy, void *dw, void *partial, void *workspace,
+                      int64_t task)
+    void fc_wgrad_merge(const fc_wgrad *p, const void *partial, void *dw, int64_t task)
+    int fc_wgrad_finite(const fc_wgrad *p, const void *dy, int64_t image)

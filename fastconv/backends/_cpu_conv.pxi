@@ -1,0 +1,247 @@
+# Convolution: plans over lattices (see fastconv/backends/lattice.py and fc_lattice in csrc/fastconv.h).
+
+cdef class _Lattice:
+    """A lattice in C form, with the arrays that it points to."""
+    cdef fc_lattice l
+    cdef int64_t *taps
+
+    def __cinit__(self, lattice, str isa, bint is_double, bint gather):
+        cdef int64_t n = len(lattice.tap_w), i
+        cdef int a
+        self.taps = <int64_t *>malloc((4 * n + 1) * sizeof(int64_t))
+        if self.taps == NULL:
+            raise MemoryError
+        for i in range(n):
+            for a in range(3):
+                self.taps[3 * i + a] = lattice.tap_at[i][a]
+            self.taps[3 * n + i] = lattice.tap_w[i]
+        cdef fc_lattice *l = &self.l
+        l.taps, l.tap_at, l.tap_w = n, self.taps, self.taps + 3 * n
+        l.batch, l.groups = lattice.batch, lattice.groups
+        l.in_channels, l.out_channels = lattice.in_channels, lattice.out_channels
+        for a in range(3):
+            l.in_size[a], l.out_size[a] = lattice.in_size[a], lattice.out_size[a]
+            l.step[a], l.w_stride[a] = lattice.step[a], lattice.w_strides[a]
+        for a in range(5):
+            l.in_stride[a], l.out_stride[a] = lattice.in_strides[a], lattice.out_strides[a]
+        l.out_offset = lattice.out_offset
+        l.is_double, l.gather = is_double, gather
+        l.kernels = _table(isa, is_double)
+
+    def __dealloc__(self):
+        free(self.taps)
+
+
+cdef class Packed:
+    """Weights in the layout of one plan."""
+    cdef Buffer buffer
+    cdef readonly tuple layout
+
+    @property
+    def nbytes(self):
+        return self.buffer.size
+
+
+cdef class ConvPlan:
+    """The sum of one or more lattices that write disjoint parts of one output: forward pass or data gradient."""
+    cdef list lattices
+    cdef fc_conv *parts
+    cdef int64_t *packed_at  # bytes, where the weights of a part begin
+    cdef int n_parts
+    cdef size_t workspace
+    cdef readonly int64_t tasks
+    cdef readonly int64_t packed_bytes
+    cdef readonly tuple layout
+
+    def __cinit__(self, lattices, str isa, bint is_double, bint gather, bint relu):
+        cdef int i
+        cdef fc_conv *part
+        self.lattices = [_Lattice(l, isa, is_double, gather) for l in lattices]
+        self.n_parts = len(self.lattices)
+        self.parts = <fc_conv *>malloc(self.n_parts * sizeof(fc_conv))
+        self.packed_at = <int64_t *>malloc((self.n_parts + 1) * sizeof(int64_t))
+        if self.parts == NULL or self.packed_at == NULL:
+            raise MemoryError
+        layout = [isa, is_double]
+        for i in range(self.n_parts):
+            part = &self.parts[i]
+            memset(part, 0, sizeof(fc_conv))
+            part.l = (<_Lattice>self.lattices[i]).l
+            part.relu = relu
+            fc_conv_block(part)
+            self.packed_at[i] = self.packed_bytes
+            self.packed_bytes += (part.packed_bytes + 63) & ~63
+            self.tasks += part.tasks
+            self.workspace = max(self.workspace, <size_t>part.workspace_bytes)
+            layout += [part.pixels_are_rows, part.packed_bytes, part.pack_tasks, part.l.taps]
+        self.layout = tuple(layout)
+
+    def __dealloc__(self):
+        free(self.parts)
+        free(self.packed_at)
+
+    @property
+    def workspace_bytes(self):
+        """Bytes of workspace for each thread."""
+        return self.workspace
+
+    @property
+    def pixels_are_rows(self):
+        """Whether the tiles' columns are out channels (else pixels)."""
+        return bool(self.parts[0].pixels_are_rows)
+
+    cdef void pack_all(self, const char *w, char *packed, int threads) noexcept nogil:
+        cdef int i
+        cdef int64_t task
+        cdef fc_conv *part
+        for i in range(self.n_parts):
+            part = &self.parts[i]
+            if threads == 1 or part.pack_tasks == 1:
+                for task in range(part.pack_tasks):
+                    fc_conv_pack(part, w, packed + self.packed_at[i], task)
+            else:
+                for task in prange(part.pack_tasks, num_threads=threads, schedule="static"):
+                    fc_conv_pack(part, w, packed + self.packed_at[i], task)
+
+    def pack(self, w, int threads):
+        """Weights in this plan's layout, for `run`."""
+        cdef Packed packed = Packed()
+        cdef const char *from_ = data_of(w)
+        packed.layout = self.layout
+        packed.buffer = take(self.packed_bytes)
+        with nogil:
+            self.pack_all(from_, packed.buffer.data, threads)
+        return packed
+
+    cdef void run_task(self, const char *x, const char *packed, const char *bias, char *out, char *workspace,
+                       int64_t task) noexcept nogil:
+        cdef int i = 0
+        while task >= self.parts[i].tasks:
+            task -= self.parts[i].tasks
+            i += 1
+        fc_conv_run(&self.parts[i], x, packed + self.packed_at[i], bias, out, workspace, task)
+
+    def run(self, x, w, bias, out, int threads):
+        """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it."""
+        cdef const char *x_ = data_of(x)
+        cdef const char *b_ = NULL if bias is None else data_of(bias)
+        cdef char *out_ = data_of(out, True)
+        cdef const char *w_ = NULL
+        cdef const char *packed
+        cdef Buffer own = None
+        cdef Buffer workspaces
+        cdef char *workspace
+        cdef size_t size = (self.workspace + 4095) & ~<size_t>4095
+        cdef uint64_t state = 0
+        cdef int64_t task
+        threads = max(1, min(<int64_t>threads, self.tasks))
+        if type(w) is Packed:
+            if (<Packed>w).layout != self.layout:
+                raise ValueError("packed weights belong to another plan")
+            packed = (<Packed>w).buffer.data
+        else:
+            w_ = data_of(w)
+            own = take(self.packed_bytes)
+            packed = own.data
+        workspaces = take(size * threads)
+        workspace = workspaces.data
+        with nogil:
+            if w_ != NULL:
+                self.pack_all(w_, <char *>packed, threads)
+            if threads == 1:
+                state = fc_flush_denormals()
+                for task in range(self.tasks):
+                    self.run_task(x_, packed, b_, out_, workspace, task)
+                fc_restore_denormals(state)
+            else:
+                with parallel(num_threads=threads):
+                    state = fc_flush_denormals()
+                    for task in prange(self.tasks, schedule="dynamic"):
+                        self.run_task(x_, packed, b_, out_, workspace + threadid() * size, task)
+                    fc_restore_denormals(state)
+        give(workspaces)
+        if own is not None:
+            give(own)
+
+
+cdef class WeightGradPlan:
+    """The weight gradient over one lattice."""
+    cdef _Lattice lattice, gathered
+    cdef fc_wgrad parts[2]  # as planned; with every patch gathered, for a dy that is not finite
+
+    def __cinit__(self, lattice, str isa, bint is_double, bint gather):
+        self.lattice = _Lattice(lattice, isa, is_double, gather)
+        self.gathered = _Lattice(lattice, isa, is_double, True)
+        memset(&self.parts[0], 0, 2 * sizeof(fc_wgrad))
+        self.parts[0].l = self.lattice.l
+        self.parts[1].l = self.gathered.l
+        fc_wgrad_block(&self.parts[0])
+        fc_wgrad_block(&self.parts[1])
+
+    @property
+    def tasks(self):
+        return self.parts[0].tasks
+
+    @property
+    def workspace_bytes(self):
+        """Bytes of workspace for each thread."""
+        return self.parts[0].workspace_bytes
+
+    @property
+    def splits(self):
+        """Parts that the reduction over pixels is cut into."""
+        return self.parts[0].splits
+
+    cdef bint finite(self, const char *dy, int threads) noexcept nogil:
+        cdef int64_t image
+        cdef int64_t bad = 0
+        if threads == 1:
+            for image in range(self.parts[0].l.batch):
+                bad += not fc_wgrad_finite(&self.parts[0], dy, image)
+        else:
+            for image in prange(self.parts[0].l.batch, num_threads=threads, schedule="static"):
+                bad += not fc_wgrad_finite(&self.parts[0], dy, image)
+        return bad == 0
+
+    def run(self, x, dy, dw, int threads):
+        """dw = gradient of the weights of conv(x, w), from dy."""
+        cdef const char *x_ = data_of(x)
+        cdef const char *dy_ = data_of(dy)
+        cdef char *dw_ = data_of(dw, True)
+        cdef int which = 0
+        cdef fc_wgrad *p
+        cdef uint64_t state = 0
+        cdef int64_t task
+        cdef Buffer partials
+        cdef Buffer workspaces
+        cdef char *partial
+        cdef char *workspace
+        cdef size_t size
+        threads = max(1, threads)
+        if not self.lattice.l.gather:
+            with nogil:
+                which = not self.finite(dy_, threads)
+        p = &self.parts[which]
+        threads = max(1, min(<int64_t>threads, p.tasks))
+        size = (<size_t>p.workspace_bytes + 4095) & ~<size_t>4095
+        partials = take(p.partial_bytes)
+        workspaces = take(size * threads)
+        partial, workspace = partials.data, workspaces.data
+        with nogil:
+            if threads == 1:
+                state = fc_flush_denormals()
+                for task in range(p.tasks):
+                    fc_wgrad_run(p, x_, dy_, dw_, partial, workspace, task)
+                for task in range(p.merge_tasks):
+                    fc_wgrad_merge(p, partial, dw_, task)
+                fc_restore_denormals(state)
+            else:
+                with parallel(num_threads=threads):
+                    state = fc_flush_denormals()
+                    for task in prange(p.tasks, schedule="dynamic"):
+                        fc_wgrad_run(p, x_, dy_, dw_, partial, workspace + threadid() * size, task)
+                    for task in prange(p.merge_tasks, schedule="static"):
+                        fc_wgrad_merge(p, partial, dw_, task)
+                    fc_restore_denormals(state)
+        give(workspaces)
+        give(partials)

@@ -1,0 +1,90 @@
+"""Passes of a convolution as lattices, the one form that the compiled kernels know (fc_lattice in csrc/fastconv.h):
+
+    out[n, k, o] = sum over taps t, channels c of in[n, c, o * step + tap_at[t]] * w[k, c, t]
+
+The forward pass is one lattice. In the data gradient at stride s, element i of dx meets tap t only if
+i + pad - t * dilation is divisible by s, so the elements with the same i mod s (a phase) meet the same taps, and each
+phase is a convolution of dy at step 1. In one dimension, kernel 3, stride 2, padding 1:
+
+    dx[0] dx[2] dx[4] …   tap 1             phase 0: taps {1}
+    dx[1] dx[3] dx[5] …   taps 0 and 2      phase 1: taps {0, 2}
+
+No zeros are inserted and nothing is scattered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+from fastconv.problem import ConvProblem
+
+
+class Lattice(NamedTuple):
+    """See fc_lattice in csrc/fastconv.h; channels are those of one group, strides are in elements."""
+
+    batch: int
+    groups: int
+    in_channels: int
+    out_channels: int
+    in_size: tuple[int, ...]
+    out_size: tuple[int, ...]
+    step: tuple[int, ...]
+    tap_at: tuple[tuple[int, ...], ...]
+    tap_w: tuple[int, ...]
+    in_strides: tuple[int, ...]
+    out_strides: tuple[int, ...]
+    out_offset: int
+    w_strides: tuple[int, int, int]
+
+
+def forward(p: ConvProblem) -> Lattice:
+    """The lattice of y, and with dy in the place of y that of the weight gradient."""
+    taps = list(itertools.product(*map(range, p.kernel)))
+    per_group = p.out_channels // p.groups
+    return Lattice(
+        batch=p.batch, groups=p.groups, in_channels=p.in_channels // p.groups, out_channels=per_group,
+        in_size=p.in_size, out_size=p.out_size, step=p.stride,
+        tap_at=tuple(tuple(t * d - lo for t, d, lo in zip(tap, p.dilation, p.pad_lo, strict=True)) for tap in taps),
+        tap_w=tuple(_dot(tap, p.w_strides[2:]) for tap in taps),
+        in_strides=p.x_strides, out_strides=p.y_strides, out_offset=0,
+        w_strides=(per_group * p.w_strides[0], p.w_strides[0], p.w_strides[1]))
+
+
+def input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], bool]:
+    """The lattices of dx, one for each phase that meets any tap, and whether they cover all of dx."""
+    axes = [_phases_of_axis(*sizes) for sizes in
+            zip(p.in_size, p.kernel, p.stride, p.dilation, p.pad_lo, strict=True)]
+    per_group = p.out_channels // p.groups
+    lattices = []
+    for phases in itertools.product(*axes):
+        first = [phase for phase, _ in phases]
+        taps = list(itertools.product(*(taps for _, taps in phases)))
+        lattices.append(Lattice(
+            batch=p.batch, groups=p.groups, in_channels=per_group, out_channels=p.in_channels // p.groups,
+            in_size=p.out_size,
+            out_size=tuple(-(-(n - f) // s) for n, f, s in zip(p.in_size, first, p.stride, strict=True)),
+            step=(1, 1, 1),
+            tap_at=tuple(tuple(at for _, at in tap) for tap in taps),
+            tap_w=tuple(_dot([t for t, _ in tap], p.w_strides[2:]) for tap in taps),
+            in_strides=p.y_strides,
+            out_strides=(*p.x_strides[:2], *(s * x for s, x in zip(p.stride, p.x_strides[2:], strict=True))),
+            out_offset=_dot(first, p.x_strides[2:]),
+            w_strides=(per_group * p.w_strides[0], p.w_strides[1], p.w_strides[0])))
+    covered = math.prod(len(phases) == min(s, n) for phases, s, n in zip(axes, p.stride, p.in_size, strict=True))
+    return tuple(lattices), bool(covered)
+
+
+def _phases_of_axis(n: int, kernel: int, stride: int, dilation: int, pad: int) -> list[tuple[int, list[Any]]]:
+    """(phase, [(tap, position of dy relative to the index within the phase), …]) for each phase that meets a tap."""
+    met: dict[int, list[Any]] = {}
+    for t in range(kernel):
+        phase = (t * dilation - pad) % stride
+        if phase < n:
+            met.setdefault(phase, []).append((t, (phase + pad - t * dilation) // stride))
+    return sorted(met.items())
+
+
+def _dot(a: tuple[int, ...] | list[int], b: tuple[int, ...]) -> int:
+    return sum(x * y for x, y in zip(a, b, strict=True))

@@ -1,0 +1,533 @@
+"""Convolution, transposed convolution and their gradients, under PyTorch's names and argument order.
+
+Shapes are (N, C, \\*spatial), or (C, \\*spatial) without a batch; weights are (K, C / groups, \\*kernel), for
+transposed convolutions (C, K / groups, \\*kernel). Arrays are float32 or float64, all of one call alike, with any
+strides; results keep the memory order of the input. Errors are ValueError and TypeError that name the argument.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import Array, as_array, check_out
+from fastconv.backends import cpu
+from fastconv.functional.padding import check_padding_mode, fold_padding, pad
+from fastconv.functional.pointwise import leaky_relu, sigmoid, tanh
+from fastconv.plan import Plan, plan_for
+from fastconv.problem import (
+    ConvProblem,
+    batched,
+    check_bias,
+    conv_input_grad_problem,
+    conv_problem,
+    conv_transpose_input_grad_problem,
+    conv_transpose_problem,
+    conv_transpose_weight_grad_problem,
+    conv_weight_grad_problem,
+)
+
+Ints = int | Sequence[int]
+Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+
+ACTIVATIONS: dict[str | None, Callable[[Array], Array] | None] = {
+    None: None,
+    "relu": None,  # fused into the convolution
+    "leaky_relu": leaky_relu,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+}
+
+
+def conv(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+         groups: int = 1, *, padding_mode: str = "zeros", algorithm: str = "auto", out: Any = None) -> Array:
+    """Convolve (correlate) `input` with `weight` in as many dimensions as `weight` has spatial axes, 1 to 3.
+
+        y[n, k, o] = bias[k] + sum over c, t of weight[k, c, t] * input[n, c, o * stride + t * dilation - padding]
+
+    Parameters
+    ----------
+    input : (N, C, \\*spatial) or (C, \\*spatial)
+    weight : (K, C / groups, \\*kernel)
+    bias : (K,), optional
+    stride, dilation
+        An integer or one per spatial axis, >= 1.
+    padding
+        An integer or one per axis; a pair (lo, hi) per axis; "valid"; "same" (out = ceil(in / stride), the odd
+        element behind) or "same_lower" (before).
+    groups
+        Divides C and K; group g of the filters sees group g of the channels.
+    padding_mode
+        What lies in the padding: "zeros", "reflect" (the edge is not repeated), "replicate" or "circular".
+    algorithm
+        "auto", "direct", "im2col" or "reference"; see `fastconv.explain`.
+    out : (N, K, \\*out_size), optional
+        Written and returned if given.
+
+    Returns
+    -------
+    (N, K, \\*out_size)
+        out_size = floor((in + pad_lo + pad_hi - dilation * (kernel - 1) - 1) / stride) + 1
+
+    Raises
+    ------
+    TypeError, ValueError
+        With the argument, its value, the rule and a hint; also if the forced algorithm cannot run the problem.
+
+    References
+    ----------
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, arXiv:1603.07285.
+    """
+    return _conv("conv", None, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, out)
+
+
+def conv1d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+           groups: int = 1, *, padding_mode: str = "zeros", algorithm: str = "auto", out: Any = None) -> Array:
+    """`conv` over (N, C, L)."""
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, out)
+
+
+def conv2d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+           groups: int = 1, *, padding_mode: str = "zeros", algorithm: str = "auto", out: Any = None) -> Array:
+    """`conv` over (N, C, H, W)."""
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, out)
+
+
+def conv3d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+           groups: int = 1, *, padding_mode: str = "zeros", algorithm: str = "auto", out: Any = None) -> Array:
+    """`conv` over (N, C, D, H, W)."""
+    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, out)
+
+
+def _ndim(op: str, ndim: int | None, weight: Array) -> int:
+    """Spatial axes of the call; conv_problem reports a weight that does not fit."""
+    return ndim if ndim is not None else min(max(weight.ndim - 2, 1), 3)
+
+
+def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
+          groups: Any, padding_mode: str, algorithm: str, out: Any, packed: Any = None, relu: bool = False) -> Array:
+    w = as_array(weight, "weight", op)
+    n_axes = _ndim(op, ndim, w)
+    x, alone = batched(as_array(input, "input", op), n_axes, op)
+    if out is not None:
+        out = batched(as_array(out, "out", op), n_axes, op, "out")[0]
+    if padding_mode != "zeros":
+        lo, hi = check_padding_mode(op, x.shape[2:], w.shape[2:], stride, padding, dilation, padding_mode)
+        x, padding = pad(x, lo, hi, padding_mode), 0
+    problem = conv_problem(x, w, stride, padding, dilation, groups, out=out, ndim=ndim, op=op)
+    b = _bias(op, bias, problem.out_channels, problem.dtype)
+    if out is not None:
+        check_out(out, problem.y_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
+    if packed is not None:
+        w = packed(problem, relu, algorithm)
+    y = cpu.conv(problem, x, w, b, out=out, algorithm=algorithm, relu=relu)
+    return y[0] if alone else y
+
+
+def _bias(op: str, bias: Any, channels: int, dtype: str) -> Array | None:
+    if bias is None:
+        return None
+    b = as_array(bias, "bias", op)
+    check_bias(b, channels, dtype, op)
+    return b
+
+
+# ---- Gradients ---------------------------------------------------------------------------------------------------
+
+def conv_input_grad(input_size: Sequence[int], weight: Any, grad_output: Any, stride: Ints = 1,
+                    padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
+                    algorithm: str = "auto", out: Any = None) -> Array:
+    """Gradient of `conv` with respect to its input.
+
+        dx[n, c, i] = sum over k, t of weight[k, c, t] * grad_output[n, k, (i + padding - t * dilation) / stride]
+
+    over the taps for which the division leaves no remainder.
+
+    Parameters
+    ----------
+    input_size
+        Shape of the input, (N, C, \\*spatial) or (C, \\*spatial).
+    weight, stride, padding, dilation, groups, padding_mode
+        As in the forward pass.
+    grad_output : (N, K, \\*out_size) or (K, \\*out_size)
+
+    Returns
+    -------
+    array of shape `input_size`
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `conv`.
+    """
+    op = "conv_input_grad"
+    w = as_array(weight, "weight", op)
+    ndim = _ndim(op, None, w)
+    dy, alone = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")
+    size: Any = tuple(input_size) if isinstance(input_size, (tuple, list)) else input_size
+    if alone and isinstance(size, tuple) and len(size) == ndim + 1:
+        size = (1, *size)
+    if out is not None:
+        out = batched(as_array(out, "out", op), ndim, op, "out")[0]
+    if padding_mode != "zeros":
+        dx = _padded_input_grad(op, size, w, dy, stride, padding, dilation, groups, padding_mode, algorithm)
+        if out is not None:
+            check_out(out, dx.shape, dy.dtype, "out", op, (w, dy))[...] = dx
+            dx = out
+        return dx[0] if alone else dx
+    problem = conv_input_grad_problem(size, w, dy, stride, padding, dilation, groups, out=out, op=op)
+    if out is not None:
+        check_out(out, problem.x_shape, dy.dtype, "out", op, (w, dy))
+    dx = cpu.conv_input_grad(problem, dy, w, out=out, algorithm=algorithm)
+    return dx[0] if alone else dx
+
+
+def _padded_input_grad(op: str, size: tuple[int, ...], w: Array, dy: Array, stride: Any, padding: Any, dilation: Any,
+                       groups: Any, padding_mode: str, algorithm: str) -> Array:
+    lo, hi = check_padding_mode(op, size[2:], w.shape[2:], stride, padding, dilation, padding_mode)
+    padded = (*size[:2], *(n + a + b for n, a, b in zip(size[2:], lo, hi, strict=True)))
+    problem = conv_input_grad_problem(padded, w, dy, stride, 0, dilation, groups, op=op)
+    return fold_padding(cpu.conv_input_grad(problem, dy, w, algorithm=algorithm), lo, hi, padding_mode)
+
+
+def conv_weight_grad(input: Any, weight_size: Sequence[int], grad_output: Any, stride: Ints = 1,
+                     padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *, padding_mode: str = "zeros",
+                     algorithm: str = "auto", out: Any = None) -> Array:
+    """Gradient of `conv` with respect to its weight.
+
+        dw[k, c, t] = sum over n, o of grad_output[n, k, o] * input[n, c, o * stride + t * dilation - padding]
+
+    Parameters
+    ----------
+    input, stride, padding, dilation, groups, padding_mode
+        As in the forward pass.
+    weight_size
+        Shape of the weight, (K, C / groups, \\*kernel).
+    grad_output : (N, K, \\*out_size) or (K, \\*out_size)
+
+    Returns
+    -------
+    array of shape `weight_size`
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `conv`.
+    """
+    op = "conv_weight_grad"
+    size: Any = tuple(weight_size) if isinstance(weight_size, (tuple, list)) else weight_size
+    ndim = min(max(len(size) - 2, 1), 3) if isinstance(size, tuple) else 2
+    x = batched(as_array(input, "input", op), ndim, op)[0]
+    dy = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")[0]
+    if padding_mode != "zeros":
+        lo, hi = check_padding_mode(op, x.shape[2:], size[2:], stride, padding, dilation, padding_mode)
+        x, padding = pad(x, lo, hi, padding_mode), 0
+    if out is not None:
+        out = as_array(out, "out", op)
+    problem = conv_weight_grad_problem(x, size, dy, stride, padding, dilation, groups, out=out, op=op)
+    if out is not None:
+        check_out(out, problem.w_shape, x.dtype, "out", op, (x, dy))
+    return cpu.conv_weight_grad(problem, x, dy, out=out, algorithm=algorithm)
+
+
+def conv_bias_grad(grad_output: Any, *, batched: bool = True) -> Array:
+    """Gradient of `conv` and `conv_transpose` with respect to their bias: the sum over batch and space.
+
+    Parameters
+    ----------
+    grad_output : (N, K, \\*out_size), or (K, \\*out_size) if not `batched`
+
+    Returns
+    -------
+    (K,), accumulated in float64
+    """
+    dy = as_array(grad_output, "grad_output", "conv_bias_grad")
+    channel = 1 if batched else 0
+    axes = tuple(a for a in range(dy.ndim) if a != channel)
+    return dy.sum(axis=axes, dtype=np.float64).astype(dy.dtype)
+
+
+# ---- Transposed convolution --------------------------------------------------------------------------------------
+
+def conv_transpose(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0,
+                   output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *, algorithm: str = "auto",
+                   out: Any = None) -> Array:
+    """Transposed convolution: the input gradient of `conv`, as a layer that enlarges.
+
+        y[n, k, i] = bias[k] + sum over c, t of weight[c, k, t] * input[n, c, (i + padding - t * dilation) / stride]
+
+    Parameters
+    ----------
+    input : (N, C, \\*spatial) or (C, \\*spatial)
+    weight : (C, K / groups, \\*kernel)
+    bias : (K,), optional
+    padding
+        How much of the result is cropped: an integer, one per axis, or a pair (lo, hi) per axis.
+    output_padding
+        Elements added behind each axis of the result; less than stride or dilation.
+
+    Returns
+    -------
+    (N, K, \\*out_size)
+        out_size = (in - 1) * stride - pad_lo - pad_hi + dilation * (kernel - 1) + output_padding + 1
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `conv`.
+
+    References
+    ----------
+    Dumoulin and Visin, 2016, arXiv:1603.07285, section 4.
+    """
+    return _transpose("conv_transpose", None, input, weight, bias, stride, padding, output_padding, groups, dilation,
+                      algorithm, out)
+
+
+def conv_transpose1d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0,
+                     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *, algorithm: str = "auto",
+                     out: Any = None) -> Array:
+    """`conv_transpose` over (N, C, L)."""
+    return _transpose("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation,
+                      algorithm, out)
+
+
+def conv_transpose2d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0,
+                     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *, algorithm: str = "auto",
+                     out: Any = None) -> Array:
+    """`conv_transpose` over (N, C, H, W)."""
+    return _transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation,
+                      algorithm, out)
+
+
+def conv_transpose3d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0,
+                     output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *, algorithm: str = "auto",
+                     out: Any = None) -> Array:
+    """`conv_transpose` over (N, C, D, H, W)."""
+    return _transpose("conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation,
+                      algorithm, out)
+
+
+def _transpose(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any,
+               output_padding: Any, groups: Any, dilation: Any, algorithm: str, out: Any) -> Array:
+    w = as_array(weight, "weight", op)
+    n_axes = _ndim(op, ndim, w)
+    x, alone = batched(as_array(input, "input", op), n_axes, op)
+    if out is not None:
+        out = batched(as_array(out, "out", op), n_axes, op, "out")[0]
+    problem = conv_transpose_problem(x, w, stride, padding, output_padding, groups, dilation, out=out, ndim=ndim,
+                                     op=op)
+    b = _bias(op, bias, problem.in_channels, problem.dtype)
+    if out is not None:
+        check_out(out, problem.x_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
+    y = cpu.conv_input_grad(problem, x, w, out=out, bias=b, algorithm=algorithm)
+    return y[0] if alone else y
+
+
+def conv_transpose_input_grad(grad_output: Any, weight: Any, stride: Ints = 1, padding: Padding = 0,
+                              output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *,
+                              algorithm: str = "auto", out: Any = None) -> Array:
+    """Gradient of `conv_transpose` with respect to its input: the convolution of `grad_output` with `weight`.
+
+    Parameters as in `conv_transpose`; errors as in `conv`.
+    """
+    op = "conv_transpose_input_grad"
+    w = as_array(weight, "weight", op)
+    ndim = _ndim(op, None, w)
+    dy, alone = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")
+    if out is not None:
+        out = batched(as_array(out, "out", op), ndim, op, "out")[0]
+    problem = conv_transpose_input_grad_problem(dy, w, stride, padding, output_padding, groups, dilation, out=out,
+                                                op=op)
+    if out is not None:
+        check_out(out, problem.y_shape, dy.dtype, "out", op, (w, dy))
+    dx = cpu.conv(problem, dy, w, out=out, algorithm=algorithm)
+    return dx[0] if alone else dx
+
+
+def conv_transpose_weight_grad(input: Any, weight_size: Sequence[int], grad_output: Any, stride: Ints = 1,
+                               padding: Padding = 0, output_padding: Ints = 0, groups: int = 1, dilation: Ints = 1, *,
+                               algorithm: str = "auto", out: Any = None) -> Array:
+    """Gradient of `conv_transpose` with respect to its weight, of shape `weight_size` (C, K / groups, \\*kernel).
+
+    Parameters as in `conv_transpose`; errors as in `conv`.
+    """
+    op = "conv_transpose_weight_grad"
+    size: Any = tuple(weight_size) if isinstance(weight_size, (tuple, list)) else weight_size
+    ndim = min(max(len(size) - 2, 1), 3) if isinstance(size, tuple) else 2
+    x = batched(as_array(input, "input", op), ndim, op)[0]
+    dy = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")[0]
+    if out is not None:
+        out = as_array(out, "out", op)
+    problem = conv_transpose_weight_grad_problem(x, size, dy, stride, padding, output_padding, groups, dilation,
+                                                 out=out, op=op)
+    if out is not None:
+        check_out(out, problem.w_shape, x.dtype, "out", op, (x, dy))
+    return cpu.conv_weight_grad(problem, dy, x, out=out, algorithm=algorithm)
+
+
+# ---- Packed weights, explanations --------------------------------------------------------------------------------
+
+class PreparedConv:
+    """A convolution with fixed weights, made by `prepare_conv`: call it with an input.
+
+    It keeps a copy of the weights and, for each layout that inputs have asked for so far, the packed form. One
+    object may be called from many threads.
+    """
+
+    def __init__(self, weight: Array, bias: Array | None, options: dict[str, Any], activation: str | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._options = options
+        self._activation = activation
+        self._packed: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, input: Any, *, out: Any = None) -> Array:
+        """Convolve `input`; shapes and errors as in `conv`."""
+        y = _conv("conv", None, input, self._weight, self._bias, out=out, packed=self._pack,
+                  relu=self._activation == "relu", **self._options)
+        activation = ACTIVATIONS[self._activation]
+        if activation is None:
+            return y
+        if out is None:
+            return activation(y)
+        out[...] = activation(y)
+        return y
+
+    def _pack(self, problem: ConvProblem, relu: bool, algorithm: str) -> Any:
+        plan = plan_for(problem, "conv", algorithm, relu=relu)
+        if plan.engine is None:
+            return self._weight
+        packed = self._packed.get(plan.engine.layout)
+        if packed is None:
+            with self._lock:
+                packed = self._packed.setdefault(plan.engine.layout, plan.engine.pack(self._weight, plan.threads))
+        return packed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights that are kept."""
+        return sum(p.nbytes for p in self._packed.values())
+
+
+def prepare_conv(weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+                 groups: int = 1, *, padding_mode: str = "zeros", activation: str | None = None,
+                 algorithm: str = "auto") -> PreparedConv:
+    """Fix the weights of a convolution that will run many times; they are packed once instead of at every call.
+
+    Parameters
+    ----------
+    weight, bias, stride, padding, dilation, groups, padding_mode, algorithm
+        See `conv`. The weights are copied: later changes to the arrays have no effect.
+    activation
+        None, "relu", "leaky_relu" (slope 0.01), "sigmoid" or "tanh", applied to the result.
+
+    Returns
+    -------
+    PreparedConv
+        Call it as ``f(input)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `conv`.
+    """
+    op = "prepare_conv"
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation is {activation!r}, but one of {', '.join(map(repr, ACTIVATIONS))} is "
+                         "needed. Hint: apply others to the result")
+    w = as_array(weight, "weight", op).copy()
+    b = _bias(op, bias, w.shape[0] if w.ndim else 0, w.dtype.name)
+    return PreparedConv(w, None if b is None else b.copy(),
+                        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+                         "padding_mode": padding_mode, "algorithm": algorithm}, activation)
+
+
+def explain(input: Any, weight: Any, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *,
+            op: str = "conv", algorithm: str = "auto") -> Plan:
+    """Say which algorithm runs a convolution, and why the others do not; ``print(explain(...))``.
+
+    Parameters
+    ----------
+    input, weight, stride, padding, dilation, groups, algorithm
+        See `conv`; nothing is computed.
+    op
+        The pass: "conv", "conv_input_grad" or "conv_weight_grad"; gradients are explained for a ``grad_output`` in
+        the memory order of `input`.
+
+    Returns
+    -------
+    Plan
+        Its ``algorithm``, ``isa``, ``threads`` and ``refused`` (name, reason) may be read; ``str`` formats them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `conv`.
+    """
+    if op not in ("conv", "conv_input_grad", "conv_weight_grad"):
+        raise ValueError(f"explain: op is {op!r}, but 'conv', 'conv_input_grad' or 'conv_weight_grad' is needed. "
+                         "Hint: a transposed convolution is the 'conv_input_grad' of its mirror image")
+    w = as_array(weight, "weight", "explain")
+    x = batched(as_array(input, "input", "explain"), _ndim("explain", None, w), "explain")[0]
+    return plan_for(conv_problem(x, w, stride, padding, dilation, groups, op="explain"), op, algorithm)
+
+
+# ---- Linear ------------------------------------------------------------------------------------------------------
+
+def linear(input: Any, weight: Any, bias: Any = None) -> Array:
+    """y = input @ weight.T + bias, by the kernels of the convolution.
+
+    Parameters
+    ----------
+    input : (..., C)
+    weight : (K, C)
+    bias : (K,), optional
+
+    Returns
+    -------
+    (..., K)
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `conv`.
+    """
+    x, w = as_array(input, "input", "linear"), as_array(weight, "weight", "linear")
+    _check_linear("linear", "input", x, "weight", w, 1)
+    y = _conv("linear", 1, _as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
+    return y[0].T.reshape(*x.shape[:-1], w.shape[0])
+
+
+def linear_input_grad(grad_output: Any, weight: Any) -> Array:
+    """Gradient of `linear` with respect to its input: grad_output (..., K) @ weight (K, C)."""
+    dy, w = as_array(grad_output, "grad_output", "linear_input_grad"), as_array(weight, "weight", "linear_input_grad")
+    _check_linear("linear_input_grad", "grad_output", dy, "weight", w, 0)
+    dx = _conv("linear_input_grad", 1, _as_pixels(dy), w.T[:, :, None], None, 1, 0, 1, 1, "zeros", "auto", None)
+    return dx[0].T.reshape(*dy.shape[:-1], w.shape[1])
+
+
+def linear_weight_grad(input: Any, grad_output: Any) -> Array:
+    """Gradient of `linear` with respect to its weight: the sum over all rows of grad_output^T input, (K, C)."""
+    op = "linear_weight_grad"
+    x, dy = as_array(input, "input", op), as_array(grad_output, "grad_output", op)
+    if x.ndim < 1 or x.shape[:-1] != dy.shape[:-1]:
+        raise ValueError(f"{op}: grad_output has shape {dy.shape}, but input has shape {x.shape}; all axes but the "
+                         "last must be the same. Hint: pass the input of the forward pass")
+    return conv_weight_grad(_as_pixels(x), (dy.shape[-1], x.shape[-1], 1), _as_pixels(dy))[:, :, 0]
+
+
+def _as_pixels(x: Array) -> Array:
+    """(..., C) as one image of shape (1, C, rows) in channels_last order: a view where the strides allow it."""
+    return x.reshape(-1, x.shape[-1]).T[None]
+
+
+def _check_linear(op: str, name: str, x: Array, weight_name: str, w: Array, axis: int) -> None:
+    if w.ndim != 2:
+        raise ValueError(f"{op}: {weight_name} has shape {w.shape}, but (K, C) is needed. Hint: weight.reshape(K, -1)")
+    if x.ndim < 1 or x.shape[-1] != w.shape[axis]:
+        raise ValueError(f"{op}: {name} has shape {x.shape} and {weight_name} {w.shape}, but the last axis of {name} "
+                         f"must have {w.shape[axis]} elements. Hint: flatten images with x.reshape(len(x), -1)")
