@@ -1,0 +1,29 @@
+"""What ran: the tests of kernels count it, and the end of the session prints it."""
+
+from collections import Counter
+
+import pytest
+
+_COUNTS = pytest.StashKey[dict[str, Counter]]()
+
+
+def pytest_configure(config):
+    config.stash[_COUNTS] = {}
+
+
+@pytest.fixture(scope="session")
+def ran(request):
+    """Return a function that counts: ran(heading, what)."""
+    counts = request.config.stash[_COUNTS]
+
+    def count(heading, what):
+        counts.setdefault(heading, Counter())[what] += 1
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for heading, counter in config.stash[_COUNTS].items():
+        terminalreporter.section(heading)
+        for what, count in sorted(counter.items()):
+            terminalreporter.line(f"{count:8}  {what}")

@@ -1,0 +1,177 @@
+"""Every pass x algorithm x instruction set x dtype x memory layout against the NumPy reference.
+
+Outputs are full of NaN, workspaces too, inputs have NaN around them, and outputs have guards around
+and between their elements: see `cases`.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+from cases import CONVS, Guarded, conv, laid_out
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerance import assert_close
+
+from fastconv import functional
+from fastconv.arrays import empty, memory_order
+from fastconv.backends import _cpu, reference
+from fastconv.config import config
+from fastconv.problem import conv_input_grad_problem, conv_problem, conv_weight_grad_problem
+
+ISAS = _cpu.available_isas()
+ALGORITHMS = ("direct", "im2col")
+PASSES = ("conv", "conv_input_grad", "conv_weight_grad")
+
+# (layout of the first array that is read, of the second, of out=; None lets fastconv allocate)
+LAYOUTS = [
+    ("contiguous", "contiguous", None),
+    ("channels_last", "channels_last", None),
+    ("contiguous", "channels_last", "contiguous"),
+    ("channels_last", "contiguous", "channels_last"),
+    ("contiguous", "transposed", "channels_last"),
+    ("channels_last", "channels_last", "contiguous"),
+    ("channel_slice", "contiguous", "channel_slice"),
+    ("channels_last_slice", "channel_slice", "channels_last_slice"),
+    ("cropped", "channels_last_slice", "cropped"),
+    ("strided", "negative", "strided"),
+    ("negative", "strided", "negative"),
+    ("transposed", "cropped", "transposed"),
+    ("channels_last_negative", "channels_last_negative", "channels_last_negative"),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    _cpu.poison_workspaces(True)
+    yield
+    _cpu.poison_workspaces(False)
+
+
+@functools.lru_cache(4)
+def operands(case, seed=0):
+    """Return x, w, b, dy, float64, exact in float32 too."""
+    rng = np.random.default_rng(seed)
+    shapes = (case.x, case.w, case.w[:1], case.y)
+    return [rng.standard_normal(shape, np.float32).astype(np.float64) for shape in shapes]
+
+
+@functools.lru_cache(4)
+def expected(case):
+    """Return what each pass computes, by the reference, in float64."""
+    x, w, b, dy = operands(case)
+    arguments = case.arguments
+    return {
+        "conv": reference.conv(conv_problem(x, w, *arguments), x, w, b),
+        "conv_input_grad": reference.conv_input_grad(conv_input_grad_problem(case.x, w, dy, *arguments), dy, w),
+        "conv_weight_grad": reference.conv_weight_grad(conv_weight_grad_problem(x, case.w, dy, *arguments), x, dy),
+    }
+
+
+def run(op, case, x, w, b, dy, algorithm, out):
+    """Run one pass by the public functions."""
+    options = {"algorithm": algorithm, "out": out}
+    if op == "conv":
+        return functional.conv(x, w, b, *case.arguments, **options)
+    if op == "conv_input_grad":
+        return functional.conv_input_grad(case.x, w, dy, *case.arguments, **options)
+    return functional.conv_weight_grad(x, case.w, dy, *case.arguments, **options)
+
+
+def check(op, case, algorithm, dtype, layouts):
+    """Run one pass in one layout and compare; return False if the algorithm refuses the layout."""
+    x, w, b, dy = operands(case)
+    first, second, third = layouts
+    # x and w, dy and w, x and dy
+    x_layout, w_layout, dy_layout = (first, second, second) if op != "conv_input_grad" else (first, second, first)
+    x, w, dy = (laid_out(values, dtype, layout) for values, layout in ((x, x_layout), (w, w_layout), (dy, dy_layout)))
+    shape = {"conv": case.y, "conv_input_grad": case.x, "conv_weight_grad": case.w}[op]
+    out = Guarded(shape, dtype, third) if third else None
+    try:
+        y = run(op, case, x, w, b.astype(dtype), dy, algorithm, out and out.view)
+    except ValueError as error:
+        # Only `direct` may refuse, and never what it is made for.
+        if algorithm != "direct" or first == "channels_last" or "cannot run" not in str(error):
+            raise
+        return False
+    if out:
+        assert y is out.view
+        y = out.result()
+    else:
+        order = memory_order(dy if op == "conv_input_grad" else x)
+        assert y.strides == empty(shape, dtype, order).strides
+    assert y.dtype == dtype
+    n = case.reduction[op]
+    # The rms of a handful of values says little.
+    magnitude = n**0.5 if y.size < 100 else 0
+    assert_close(y, expected(case)[op], n, algorithm=algorithm, magnitude=magnitude)
+    return True
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", CONVS)
+def test_conv(name, isa, algorithm, ran):
+    with config(isa=isa, threads=1):
+        for dtype in (np.float32, np.float64):
+            for op in PASSES:
+                for number, layouts in enumerate(LAYOUTS):
+                    config(threads=1 + number % 2)
+                    try:
+                        served = check(op, CONVS[name], algorithm, dtype, layouts)
+                    except Exception as error:
+                        error.add_note(f"{op} of {CONVS[name]}, {np.dtype(dtype)}, {layouts}")
+                        raise
+                    what = f"{isa:8} {np.dtype(dtype)}  {algorithm:8} {op}"
+                    ran("convolutions that ran" if served else "convolutions refused", what)
+
+
+# --------------------------------------------------------------------------------------------------
+# Random shapes around the sizes of tiles
+# --------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def convs(draw, isa, dtype):
+    """Draw a convolution whose channels and widths lie around multiples of this table's tile."""
+    rows, columns = _cpu.tile(isa, np.dtype(dtype).name)
+
+    def size(largest):
+        base = draw(st.sampled_from([1, rows, 2 * rows, columns // 2, columns, 2 * columns]))
+        return min(max(base + draw(st.integers(-1, 1)), 1), largest)
+
+    ndim = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    kernel, stride, dilation = (
+        tuple(draw(st.lists(st.integers(1, 3), min_size=ndim, max_size=ndim))) for _ in range(3)
+    )
+    padding = tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in range(ndim))
+    out_size = [draw(st.integers(1, 4)) for _ in range(ndim - 1)] + [size(65)]
+    in_size = [
+        max((o - 1) * s + d * (k - 1) + 1 - lo - hi, 1)
+        for o, s, d, k, (lo, hi) in zip(out_size, stride, dilation, kernel, padding, strict=True)
+    ]
+    c, k = size(33), size(65)
+    return conv(
+        (draw(st.integers(1, 2)), groups * c, *in_size),
+        (groups * k, c, *kernel),
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("isa", ISAS)
+def test_conv_around_tiles(isa, dtype, ran):
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(convs(isa, dtype), st.sampled_from(LAYOUTS), st.sampled_from(ALGORITHMS))
+    def test(case, layouts, algorithm):
+        for op in PASSES:
+            served = check(op, case, algorithm, dtype, layouts)
+            what = f"{isa:8} {np.dtype(dtype)}  {algorithm:8} {op}"
+            ran("convolutions that ran" if served else "convolutions refused", what)
+
+    with config(isa=isa, threads=2):
+        test()
