@@ -163,3 +163,4 @@ cdef int give(Buffer buffer) except -1:
 
 
 include "_cpu_conv.pxi"
+include "_cpu_pool.pxi"

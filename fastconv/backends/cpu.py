@@ -8,8 +8,23 @@ import numpy as np
 
 from fastconv.arrays import Array, empty
 from fastconv.backends import reference
+from fastconv.backends.cpu_pool import (
+    avg_pool,
+    avg_pool_grad,
+    lp_pool,
+    lp_pool_grad,
+    max_pool,
+    max_pool_grad,
+    max_unpool,
+    max_unpool_grad,
+)
 from fastconv.plan import plan_for
 from fastconv.problem import ConvProblem
+
+__all__ = [
+    "avg_pool", "avg_pool_grad", "conv", "conv_input_grad", "conv_weight_grad", "lp_pool", "lp_pool_grad", "max_pool",
+    "max_pool_grad", "max_unpool", "max_unpool_grad",
+]
 
 
 def conv(problem: ConvProblem, x: Array, w: Any, b: Array | None = None, *, out: Array | None = None,
