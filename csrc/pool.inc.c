@@ -1,0 +1,419 @@
+/* Pools, one output row at a time.
+ *
+ * pool_*_rows work in two steps, since maximum and sum are separable: the rows of the windows are first reduced to one
+ * (lanes are columns, stride 1 whatever the pool's stride is), then its columns to outputs:
+ *
+ *      window rows   . . . . . . . .    ->   buffer   . . . . . . . .    ->   narrow   o   o   o
+ *                    . . . . . . . .                  |---|                            lanes are outputs in the run
+ *                    . . . . . . . .                      |---|
+ *
+ * Sums of n_d x n_h x n_w elements are made of partial sums of at most SPAN terms, rows and slices of windows, so that
+ * their error is at most (SPAN + n_h * ceil(n_w / SPAN) + n_d) * eps * sum |x|, whatever the instruction set. */
+#include <math.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+#define SPAN 128 /* a multiple of 4 * VL everywhere */
+
+#ifdef FC_F32
+typedef int32_t lane; /* of a mask: holds positions relative to the window */
+#define POWER powf
+#define ROOT sqrtf
+#else
+typedef int64_t lane;
+#define POWER pow
+#define ROOT sqrt
+#endif
+
+typedef int64_t long_mask __attribute__((vector_size(8 * VL)));
+
+/* ---- Vocabulary ----------------------------------------------------------------------------------------------- */
+
+FC_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The first `lanes` lanes are p[0], p[step], ...; the others are 0. */
+FC_INLINE vec load_lanes(const real *p, int64_t step, int64_t lanes) {
+    if (step == 1 && lanes == VL) return vload(p);
+    real v[VL] = {0};
+    for (int64_t i = 0; i < lanes; i++) v[i] = p[i * step];
+    return vload(v);
+}
+
+FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
+    if (step == 1 && lanes == VL) {
+        vstore(p, v);
+        return;
+    }
+    real from[VL];
+    vstore(from, v);
+    for (int64_t i = 0; i < lanes; i++) p[i * step] = from[i];
+}
+
+FC_INLINE void store_indices(int64_t *p, int64_t step, int64_t lanes, long_mask v) {
+    if (step == 1 && lanes == VL) {
+        memcpy(p, &v, sizeof v);
+        return;
+    }
+    for (int64_t i = 0; i < lanes; i++) p[i * step] = v[i];
+}
+
+/* p[0], p[step], ... */
+FC_INLINE mask load_positions(const lane *p, int64_t step) {
+    mask m;
+    if (step == 1)
+        memcpy(&m, p, sizeof m);
+    else
+        for (int i = 0; i < VL; i++) m[i] = p[i * step];
+    return m;
+}
+
+FC_INLINE mask choose(mask a, mask b, mask m) { return (a & ~m) | (b & m); }
+
+/* x^p; the two exponents that are used without libm are exact. */
+FC_INLINE real power_of(real x, real p) { return p == 1 ? x : p == 2 ? x * x : POWER(x, p); }
+
+FC_INLINE vec vpower(vec x, real p) {
+    if (p == 1) return x;
+    if (p == 2) return x * x;
+    for (int i = 0; i < VL; i++) x[i] = POWER(x[i], p);
+    return x;
+}
+
+FC_INLINE real root_of(real x, real p) { return p == 1 ? x : p == 2 ? ROOT(x) : POWER(x, 1 / p); }
+
+FC_INLINE vec vroot(vec x, real p) {
+    if (p == 1) return x;
+    for (int i = 0; i < VL; i++) x[i] = root_of(x[i], p);
+    return x;
+}
+
+/* What the sum of output o is divided by. */
+FC_INLINE real divisor_of(const fc_pool_row *r, int64_t o) {
+    return (real)(r->divisor != 0 ? r->divisor : r->extent * (double)r->windows->extent[o] / r->volume);
+}
+
+/* d(y) / d(sum of the window) * dy, times p: dy / divisor for the average, times y^(1 - p) for Lp, which has no slope
+ * where it is 0. */
+FC_INLINE real slope(real dy, real y, real divisor, real p) {
+    if (y == 0) return 0;
+    return p == 1 ? dy / divisor : p == 2 ? dy / y / divisor : dy * POWER(y, 1 - p) / divisor;
+}
+
+/* ---- Maximum -------------------------------------------------------------------------------------------------- */
+
+/* Lanes in which v, which comes later, takes the place of best. */
+FC_INLINE mask wins(vec v, vec best) { return (mask)(v > best) | (mask)(v != v); }
+
+/* Columns [w, w + lanes) of `vectors` vectors: the maximum of the window rows, and where it lies, relative to the
+ * first of them. */
+FC_INLINE void max_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t step, int64_t lanes) {
+    vec best[4];
+    mask at[4];
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        best[v] = load_lanes(r->wide + (w + v * VL) * step, step, lanes);
+        at[v] = (mask){0};
+    }
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real *row = r->wide + d * r->wide_row[0] + h * r->wide_row[1] + w * step;
+            const mask here = (mask){0} + (lane)(d * r->index_row[0] + h * r->index_row[1]);
+            FC_UNROLL for (int v = 0; v < vectors; v++) {
+                const vec x = load_lanes(row + v * VL * step, step, lanes);
+                const mask m = wins(x, best[v]);
+                best[v] = vblend(best[v], x, m);
+                at[v] = choose(at[v], here, m);
+            }
+        }
+    lane *rows = r->buffer_rows;
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        vstore(r->buffer + w + v * VL, best[v]);
+        memcpy(rows + w + v * VL, &at[v], sizeof at[v]);
+    }
+}
+
+/* Whether column `w` of a window takes the place of column `at` to the left of it.  Among equal columns the one with
+ * the upper row comes first in row-major order; among NaNs the one with the lower row comes last. */
+FC_INLINE mask wins_across(vec x, mask row, vec best, mask best_row) {
+    return (mask)(x > best) | ((mask)(x == best) & (mask)(row < best_row)) |
+           ((mask)(x != x) & ((mask)(best == best) | (mask)(row >= best_row)));
+}
+
+FC_INLINE int wins_across_1(real x, lane row, real best, lane best_row) {
+    return x > best || (x == best && row < best_row) || (x != x && (best == best || row >= best_row));
+}
+
+static void max_across(const fc_pool_row *r) {
+    const real *line = r->buffer;
+    const lane *rows = r->buffer_rows;
+    const fc_windows *win = r->windows;
+    const int64_t run_step = win->run_step;
+    long_mask lane_at;
+    for (int i = 0; i < VL; i++) lane_at[i] = i * run_step;
+    for (int64_t o = 0; o < r->out_width;) {
+        const int64_t first = win->first[o], end = first + win->count[o] * win->step;
+        real *to = r->narrow + o * r->narrow_step;
+        int64_t *index = r->indices + o * r->indices_step;
+        if (o >= win->run && o + VL <= win->run_end) {
+            vec best = load_lanes(line + first, run_step, VL);
+            mask best_row = load_positions(rows + first, run_step), at = {0};
+            for (int64_t w = first + win->step; w < end; w += win->step) {
+                const vec x = load_lanes(line + w, run_step, VL);
+                const mask row = load_positions(rows + w, run_step), m = wins_across(x, row, best, best_row);
+                best = vblend(best, x, m);
+                best_row = choose(best_row, row, m);
+                at = choose(at, (mask){0} + (lane)(w - first), m);
+            }
+            store_lanes(to, r->narrow_step, VL, best);
+            store_indices(index, r->indices_step, VL,
+                          __builtin_convertvector(best_row + at, long_mask) + lane_at + (r->index + first));
+            o += VL;
+        } else {
+            int64_t at = first;
+            for (int64_t w = first + win->step; w < end; w += win->step)
+                if (wins_across_1(line[w], rows[w], line[at], rows[at])) at = w;
+            *to = line[at];
+            *index = r->index + rows[at] + at;
+            o++;
+        }
+    }
+}
+
+static void pool_max_rows(const fc_pool_row *r) {
+    int64_t w = 0;
+    if (r->wide_step == 1) {
+        for (; w + 4 * VL <= r->in_width; w += 4 * VL) max_columns(r, w, 4, 1, VL);
+        for (; w + VL <= r->in_width; w += VL) max_columns(r, w, 1, 1, VL);
+    }
+    for (; w < r->in_width; w += VL)
+        max_columns(r, w, 1, r->wide_step, lesser(VL, r->in_width - w));
+    max_across(r);
+}
+
+/* Channels [c, c + lanes) of `vectors` vectors, for the window of output o. */
+FC_INLINE void max_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes) {
+    const int64_t first = r->windows->first[o], count = r->windows->count[o], step = r->windows->step;
+    const real *from = r->wide + first * r->wide_step + c;
+    vec best[4];
+    mask at[4];
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        best[v] = load_lanes(from + v * VL, 1, lanes);
+        at[v] = (mask){0};
+    }
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real *row = from + d * r->wide_row[0] + h * r->wide_row[1];
+            const int64_t row_at = d * r->index_row[0] + h * r->index_row[1];
+            for (int64_t t = 0; t < count; t++) {
+                const real *tap = row + t * step * r->wide_step;
+                const mask here = (mask){0} + (lane)(row_at + t * step);
+                FC_UNROLL for (int v = 0; v < vectors; v++) {
+                    const vec x = load_lanes(tap + v * VL, 1, lanes);
+                    const mask m = wins(x, best[v]);
+                    best[v] = vblend(best[v], x, m);
+                    at[v] = choose(at[v], here, m);
+                }
+            }
+        }
+    real *to = r->narrow + o * r->narrow_step + c;
+    int64_t *index = r->indices + o * r->indices_step + c;
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        store_lanes(to + v * VL, 1, lanes, best[v]);
+        store_indices
+        (index + v * VL, 1, lanes, __builtin_convertvector(at[v], long_mask) + (r->index + first));
+    }
+}
+
+static void pool_max_channels(const fc_pool_row *r) {
+    for (int64_t o = 0; o < r->out_width; o++) {
+        int64_t c = 0;
+        for (; c + 4 * VL <= r->channels; c += 4 * VL) max_channels(r, o, c, 4, VL);
+        for (; c + VL <= r->channels; c += VL) max_channels(r, o, c, 1, VL);
+        if (c < r->channels) max_channels(r, o, c, 1, r->channels - c);
+    }
+}
+
+/* ---- Sum ------------------------------------------------------------------------------------------------------ */
+
+FC_INLINE void sum_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t step, int64_t lanes, real p) {
+    vec total[4];
+    FC_UNROLL for (int v = 0; v < vectors; v++) total[v] = (vec){0};
+    for (int64_t d = 0; d < r->rows[0]; d++) {
+        vec slice[4];
+        FC_UNROLL for (int v = 0; v < vectors; v++) slice[v] = (vec){0};
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real *row = r->wide + d * r->wide_row[0] + h * r->wide_row[1] + w * step;
+            FC_UNROLL for (int v = 0; v < vectors; v++)
+                slice[v] += vpower(load_lanes(row + v * VL * step, step, lanes), p);
+        }
+        FC_UNROLL for (int v = 0; v < vectors; v++) total[v] += slice[v];
+    }
+    FC_UNROLL for (int v = 0; v < vectors; v++) vstore(r->buffer + w + v * VL, total[v]);
+}
+
+FC_INLINE void sum_all_columns(const fc_pool_row *r, real p) {
+    int64_t w = 0;
+    if (r->wide_step == 1) {
+        for (; w + 4 * VL <= r->in_width; w += 4 * VL) sum_columns(r, w, 4, 1, VL, p);
+        for (; w + VL <= r->in_width; w += VL) sum_columns(r, w, 1, 1, VL, p);
+    }
+    for (; w < r->in_width; w += VL)
+        sum_columns(r, w, 1, r->wide_step, lesser(VL, r->in_width - w), p);
+}
+
+/* The sum of n elements: pairwise down to SPAN. */
+static real span(const real *p, int64_t step, int64_t n) {
+    if (n > SPAN) {
+        const int64_t half = (n / 2 + SPAN - 1) / SPAN * SPAN;
+        return span(p, step, half) + span(p + half * step, step, n - half);
+    }
+    real sum = 0;
+    int64_t i = 0;
+    if (step == 1 && n >= 4 * VL) {
+        vec part[4] = {{0}};
+        for (; i + 4 * VL <= n; i += 4 * VL)
+            FC_UNROLL for (int v = 0; v < 4; v++) part[v] += vload(p + i + v * VL);
+        const vec all = (part[0] + part[1]) + (part[2] + part[3]);
+        for (int v = 0; v < VL; v++) sum += all[v];
+    }
+    for (; i < n; i++) sum += p[i * step];
+    return sum;
+}
+
+static void sum_across(const fc_pool_row *r, const real *line) {
+    const fc_windows *win = r->windows;
+    for (int64_t o = 0; o < r->out_width;) {
+        const int64_t first = win->first[o], count = win->count[o];
+        const real divisor = divisor_of(r, o);
+        real *to = r->narrow + o * r->narrow_step;
+        if (count <= SPAN && o >= win->run && o + VL <= win->run_end) {
+            vec sum = {0};
+            for (int64_t t = 0; t < count; t++)
+                sum += load_lanes(line + first + t * win->step, win->run_step, VL);
+            store_lanes(to, r->narrow_step, VL, vroot(sum / vset(divisor), r->power));
+            o += VL;
+        } else {
+            *to = root_of(span(line + first, win->step, count) / divisor, r->power);
+            o++;
+        }
+    }
+}
+
+static void pool_sum_rows(const fc_pool_row *r) {
+    if (r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1 && r->power == 1) {
+        sum_across(r, r->wide);
+        return;
+    }
+    if (r->power == 1)
+        sum_all_columns(r, 1);
+    else
+        sum_all_columns(r, r->power);
+    sum_across(r, r->buffer);
+}
+
+FC_INLINE void sum_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes, real p) {
+    const int64_t count = r->windows->count[o], tap = r->windows->step * r->wide_step;
+    const real *from = r->wide + r->windows->first[o] * r->wide_step + c;
+    vec total[4], slice[4], part[4];
+    FC_UNROLL for (int v = 0; v < vectors; v++) total[v] = (vec){0};
+    for (int64_t d = 0; d < r->rows[0]; d++) {
+        FC_UNROLL for (int v = 0; v < vectors; v++) slice[v] = (vec){0};
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real *row = from + d * r->wide_row[0] + h * r->wide_row[1];
+            for (int64_t t = 0; t < count;) {
+                const int64_t end = lesser(t + SPAN, count);
+                FC_UNROLL for (int v = 0; v < vectors; v++) part[v] = (vec){0};
+                for (; t < end; t++)
+                    FC_UNROLL for (int v = 0; v < vectors; v++)
+                        part[v] += vpower(load_lanes(row + t * tap + v * VL, 1, lanes), p);
+                FC_UNROLL for (int v = 0; v < vectors; v++) slice[v] += part[v];
+            }
+        }
+        FC_UNROLL for (int v = 0; v < vectors; v++) total[v] += slice[v];
+    }
+    const vec divisor = vset(divisor_of(r, o));
+    real *to = r->narrow + o * r->narrow_step + c;
+    FC_UNROLL for (int v = 0; v < vectors; v++)
+        store_lanes(to + v * VL, 1, lanes, vroot(total[v] / divisor, p));
+}
+
+FC_INLINE void sum_all_channels(const fc_pool_row *r, real p) {
+    for (int64_t o = 0; o < r->out_width; o++) {
+        int64_t c = 0;
+        for (; c + 4 * VL <= r->channels; c += 4 * VL) sum_channels(r, o, c, 4, VL, p);
+        for (; c + VL <= r->channels; c += VL) sum_channels(r, o, c, 1, VL, p);
+        if (c < r->channels) sum_channels(r, o, c, 1, r->channels - c, p);
+    }
+}
+
+static void pool_sum_channels(const fc_pool_row *r) {
+    if (r->power == 1)
+        sum_all_channels(r, 1);
+    else
+        sum_all_channels(r, r->power);
+}
+
+/* ---- Gradient of the sum -------------------------------------------------------------------------------------- */
+
+/* The way back of pool_sum_rows: outputs are spread over the columns of one row, which is added to each window row.
+ * Outputs outside the run come first, so that the run can go tap by tap. */
+static void pool_spread_rows(const fc_pool_row *r) {
+    const fc_windows *win = r->windows;
+    real *restrict line = r->buffer;
+    real *restrict from = r->buffer + (r->in_width + VL - 1) / VL * VL;
+    for (int64_t w = 0; w < r->in_width; w++) line[w] = 0;
+    for (int64_t o = 0; o < r->out_width; o++) {
+        const real y = r->y ? r->y[o * r->y_step] : 1;
+        from[o] = slope(r->narrow[o * r->narrow_step], y, divisor_of(r, o), r->power);
+        if (o < win->run || o >= win->run_end)
+            for (int64_t t = 0; t < win->count[o]; t++) line[win->first[o] + t * win->step] += from[o];
+    }
+    const int64_t n = win->run_end - win->run, taps = n > 0 ? win->count[win->run] : 0;
+    for (int64_t t = 0; t < taps; t++) {
+        real *to = line + win->first[win->run] + t * win->step;
+        if (win->run_step == 1)
+            for (int64_t i = 0; i < n; i++) to[i] += from[win->run + i];
+        else
+            for (int64_t i = 0; i < n; i++) to[i * win->run_step] += from[win->run + i];
+    }
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            real *restrict row = r->wide + d * r->wide_row[0] + h * r->wide_row[1];
+            if (r->wide_step == 1)
+                for (int64_t w = 0; w < r->in_width; w++) row[w] += line[w];
+            else
+                for (int64_t w = 0; w < r->in_width; w++) row[w * r->wide_step] += line[w];
+        }
+}
+
+FC_INLINE void spread_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes) {
+    const int64_t count = r->windows->count[o], tap = r->windows->step * r->wide_step;
+    const real divisor = divisor_of(r, o);
+    vec from[4];
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        vec dy = load_lanes(r->narrow + o * r->narrow_step + c + v * VL, 1, lanes);
+        if (r->y) {
+            const vec y = load_lanes(r->y + o * r->y_step + c + v * VL, 1, lanes);
+            for (int i = 0; i < VL; i++) dy[i] = slope(dy[i], y[i], divisor, r->power);
+        } else
+            dy /= vset(divisor);
+        from[v] = dy;
+    }
+    real *to = r->wide + r->windows->first[o] * r->wide_step + c;
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            real *row = to + d * r->wide_row[0] + h * r->wide_row[1];
+            for (int64_t t = 0; t < count; t++, row += tap)
+                FC_UNROLL for (int v = 0; v < vectors; v++)
+                    store_lanes(row + v * VL, 1, lanes, load_lanes(row + v * VL, 1, lanes) + from[v]);
+        }
+}
+
+static void pool_spread_channels(const fc_pool_row *r) {
+    for (int64_t o = 0; o < r->out_width; o++) {
+        int64_t c = 0;
+        for (; c + 4 * VL <= r->channels; c += 4 * VL) spread_channels(r, o, c, 4, VL);
+        for (; c + VL <= r->channels; c += VL) spread_channels(r, o, c, 1, VL);
+        if (c < r->channels) spread_channels(r, o, c, 1, r->channels - c);
+    }
+}

@@ -1,0 +1,107 @@
+"""The compiled backend's pools: the functions of `reference`, run by csrc/pool.c.
+
+Sums of the average and Lp pools are made of partial sums, so that for windows of kD x kH x kW elements their error is
+at most (128 + kH * ceil(kW / 128) + kD) * eps * sum |x| (eps of the dtype, in which they are accumulated), and have the
+same bits for any number of threads and in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastconv import config
+from fastconv.arrays import Array, empty
+from fastconv.backends import _cpu
+from fastconv.problem import PoolProblem
+
+_INDEX_OUT_OF_RANGE, _WINDOW_TOO_LARGE = 1, 2
+
+
+def max_pool(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tuple[Array, Array]:
+    """(y, indices): the maximum of each window and its flat position in the unpadded input plane."""
+    y = _y_like(problem, out)
+    indices = empty(problem.y_shape, np.int64, problem.order)
+    _run("max_pool", problem, x, y, indices)
+    return y, indices
+
+
+def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *,
+             out: Array | None = None) -> Array:
+    """y: the sum of each window over its extent, or over `divisor`."""
+    y = _y_like(problem, out)
+    _run("sum_pool", problem, x, y, divisor=divisor or 0)
+    return y
+
+
+def lp_pool(problem: PoolProblem, x: Array, p: float, *, out: Array | None = None) -> Array:
+    """y: the p-norm of each window, without absolute values."""
+    y = _y_like(problem, out)
+    _run("sum_pool", problem, x, y, power=p, volume=math.prod(problem.kernel))
+    return y
+
+
+def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
+    """dx: each dy added, in row-major order, where `indices` says."""
+    dx = _x_like(problem, out)
+    _run("max_pool_grad", problem, dx, dy, indices)
+    return dx
+
+
+def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *,
+                  out: Array | None = None) -> Array:
+    """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
+    dx = _x_like(problem, out)
+    _run("sum_pool_grad", problem, dx, dy, divisor=divisor or 0)
+    return dx
+
+
+def lp_pool_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, p: float, *,
+                 out: Array | None = None) -> Array:
+    """dx of `lp_pool`, zero where y is zero."""
+    dx = _x_like(problem, out)
+    _run("sum_pool_grad", problem, dx, dy, x=x, y=y, power=p, volume=math.prod(problem.kernel))
+    return dx
+
+
+def max_unpool(problem: PoolProblem, x: Array, indices: Array, *, out: Array | None = None) -> Array:
+    """y: zeros, with each x written where `indices` says; of equal indices the last counts."""
+    y = _x_like(problem, out)
+    _run("max_unpool", problem, y, x, indices)
+    return y
+
+
+def max_unpool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
+    """dx: what lies in dy where `indices` says."""
+    dx = _y_like(problem, out)
+    _run("max_unpool_grad", problem, dy, dx, indices)
+    return dx
+
+
+def _x_like(problem: PoolProblem, out: Array | None) -> Array:
+    return empty(problem.x_shape, problem.dtype, problem.order) if out is None else out
+
+
+def _y_like(problem: PoolProblem, out: Array | None) -> Array:
+    return empty(problem.y_shape, problem.dtype, problem.order) if out is None else out
+
+
+def _run(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None = None, *,
+         x: Array | None = None, y: Array | None = None, power: float = 1, volume: float = 1,
+         divisor: float = 0) -> None:
+    settings = config.settings()
+    status = _cpu.pool(op, problem, settings.isa, settings.threads, wide, narrow, indices, x, y, power, volume,
+                       divisor)
+    if status == _INDEX_OUT_OF_RANGE:
+        assert indices is not None
+        plane = math.prod(problem.in_size)
+        n, c, *at = np.argwhere((indices < 0) | (indices >= plane))[0].tolist()
+        size = problem.in_size[3 - problem.ndim:]
+        raise ValueError(f"{op}: indices[{n}, {c}, {', '.join(map(str, at))}] is {indices[n, c, *at]}, but positions "
+                         f"in a plane of size {size} run from 0 to {' * '.join(map(str, size))} - 1 = {plane - 1}. "
+                         "Hint: pass the indices and the input size of the max pool")
+    if status == _WINDOW_TOO_LARGE:
+        raise ValueError(f"{op}: the windows, {problem.kernel[3 - problem.ndim:]} of an input of size "
+                         f"{problem.in_size[3 - problem.ndim:]}, span more than 2**31 positions. "
+                         "Hint: pool in two steps")
