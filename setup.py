@@ -198,8 +198,10 @@ class BuildKernels(build_ext):
         for extension in self.extensions:
             extension.extra_objects += map(str, objects)
             extension.depends += [*map(str, objects), str(self.configuration)]
-            extension.extra_compile_args += ["-g0", *compile_openmp, *sanitizers()]
-            extension.extra_link_args += [*link_openmp, *sanitizers()]
+            # linking with -ffast-math would make the whole process flush denormals
+            both = ["-g0", "-fno-fast-math", *sanitizers()]
+            extension.extra_compile_args += [*compile_openmp, *both]
+            extension.extra_link_args += [*link_openmp, *both]
             extension.cython_c_in_temp = True  # type: ignore[attr-defined]
         self.configure(repr((toolchain.cc, compile_openmp, link_openmp, sanitizers())))
         super().build_extensions()

@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from fastconv import config
 from fastconv.arrays import Array, empty
 from fastconv.backends import _cpu
+from fastconv.config import settings
 from fastconv.problem import PoolProblem
 
 _INDEX_OUT_OF_RANGE, _WINDOW_TOO_LARGE = 1, 2
@@ -90,8 +90,8 @@ def _y_like(problem: PoolProblem, out: Array | None) -> Array:
 def _run(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None = None, *,
          x: Array | None = None, y: Array | None = None, power: float = 1, volume: float = 1,
          divisor: float = 0) -> None:
-    settings = config.settings()
-    status = _cpu.pool(op, problem, settings.isa, settings.threads, wide, narrow, indices, x, y, power, volume,
+    current = settings()
+    status = _cpu.pool(op, problem, current.isa, current.threads, wide, narrow, indices, x, y, power, volume,
                        divisor)
     if status == _INDEX_OUT_OF_RANGE:
         assert indices is not None

@@ -1,0 +1,171 @@
+"""The build: flags per file, what the objects hold and import, rebuilding, and the messages when it cannot work."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import building
+import pytest
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# What compiled C may import: memory and string primitives, mathematics, CPU detection.  No allocation, no output, no
+# threads, no abort.
+MAY_IMPORT = re.compile(
+    r"fc_\w+|mem(cpy|set|move|cmp|chr)|str(n?cmp|len)"
+    r"|(sqrt|pow|exp|log|fabs|fmin|fmax|floor|ceil)f?"
+    r"|__cpu_(model|indicator_init|features2)|_GLOBAL_OFFSET_TABLE_"
+)
+
+# Flags that would break kernels if they came after ours.
+HOSTILE = "-O1 -ffast-math -mno-avx2 -mno-fma -ffp-contract=off" if X86 else "-O1 -ffast-math -ffp-contract=off"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    building.require_compiler()
+    return building.copy_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def built(sources: Path) -> Path:
+    """Built under hostile CFLAGS, with every warning an error."""
+    building.build(sources, CFLAGS=f"{HOSTILE} -Wall -Wextra -Werror=implicit -Werror=return-type")
+    return sources
+
+
+def objects(built: Path) -> dict[str, Path]:
+    return {path.stem: path for path in built.glob("build/temp*/csrc/*.o")}
+
+
+def symbols(path: Path, *options: str) -> set[str]:
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    out = subprocess.run(["nm", "-P", *options, str(path)], capture_output=True, text=True, check=True).stdout
+    return {line.split()[0].lstrip("_" if sys.platform == "darwin" else "") for line in out.splitlines() if line}
+
+
+def instructions(path: Path) -> str:
+    if not X86 or shutil.which("objdump") is None:
+        pytest.skip("needs objdump on x86-64")
+    command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_every_isa_object_exports_its_table_and_nothing_else(built: Path) -> None:
+    tables = {name: path for name, path in objects(built).items() if name.startswith("isa_")}
+    assert len(tables) == (6 if X86 else 4)
+    for name, path in tables.items():
+        isa, _, dtype = name.removeprefix("isa_").partition("-")
+        assert symbols(path, "--defined-only", "--extern-only") == {f"fc_kernels_{dtype}_{isa}"}
+
+
+def test_objects_import_no_allocation_output_or_threads(built: Path) -> None:
+    for name, path in objects(built).items():
+        foreign = {s for s in symbols(path, "--undefined-only") if not MAY_IMPORT.fullmatch(s)}
+        assert not foreign, f"{name} imports {foreign}"
+
+
+@pytest.mark.parametrize(
+    ("isa", "holds", "lacks"),
+    [
+        ("avx2", r"vfmadd\w+ .*%ymm", r"%zmm"),
+        ("avx512", r"vfmadd\w+ .*%zmm", None),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_isa_objects_use_their_registers(built: Path, isa: str, dtype: str, holds: str, lacks: str | None) -> None:
+    text = instructions(objects(built)[f"isa_{isa}-{dtype}"])
+    assert re.search(holds, text)
+    assert lacks is None or not re.search(lacks, text)
+
+
+def test_all_other_objects_run_on_the_oldest_cpu(built: Path) -> None:
+    portable = [p for name, p in objects(built).items() if not re.match("isa_avx", name)]
+    assert len(portable) > 5
+    for path in portable:
+        assert not re.search(r":\s+v\w+ ", instructions(path)), path.name  # AVX mnemonics, and only they, begin with v
+
+
+def test_fast_math_of_the_user_does_not_reach_the_kernels(built: Path, tmp_path: Path) -> None:
+    lib = next(built.glob("build/lib*"))
+    program = (
+        "import numpy as np, fastconv.functional as F\n"
+        "from fastconv.backends import _cpu\n"
+        "import fastconv\n"
+        "assert np.nextafter(0.0, 1.0) * 1.0 > 0, 'denormals are flushed in the whole process'\n"
+        "x = np.ones((1, 8, 9, 9), np.float32); x[0, 3, 4, 4] = np.nan; x[0, 2, 0, 0] = np.inf\n"
+        "w = np.ones((5, 8, 3, 3), np.float32)\n"
+        "for isa in _cpu.available_isas():\n"
+        "    with fastconv.config(isa=isa):\n"
+        "        y = F.conv2d(x, w)\n"
+        "    assert np.isnan(y[:, :, 2:5, 2:5]).all() and np.isnan(y).sum() == 5 * 9, y\n"
+        "    assert np.isinf(y[:, :, 0, 0]).all() and np.isinf(y).sum() == 5, y\n"
+        "print(fastconv.__file__)\n"
+    )
+    done = building.run([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(lib))
+    assert done.stdout.strip() == str(lib / "fastconv" / "__init__.py")
+
+
+def test_building_again_compiles_only_what_changed(built: Path) -> None:
+    flags = f"{HOSTILE} -Wall -Wextra -Werror=implicit -Werror=return-type"
+    compiled = re.compile(r"^\S+ csrc/(\S+)", re.MULTILINE)
+    _, out = building.build(built, CFLAGS=flags)
+    assert compiled.findall(out) == []
+    assert "-shared" not in out
+
+    (built / "csrc" / "dispatch.c").touch()
+    _, out = building.build(built, CFLAGS=flags)
+    assert compiled.findall(out) == ["dispatch.c"]
+    assert "-shared" in out or sys.platform == "darwin"
+
+    # a header is shared by all, and so are the flags
+    (built / "csrc" / "kernels.def").touch()
+    _, out = building.build(built, CFLAGS=flags)
+    assert len(compiled.findall(out)) == len(objects(built))
+
+
+def test_openmp_can_be_switched_off(sources: Path, tmp_path: Path) -> None:
+    lib, out = building.build(building.copy_sources(tmp_path), FASTCONV_NO_OPENMP="1", CFLAGS="-O0")
+    assert "FASTCONV_NO_OPENMP is set: building single-threaded" in out
+    program = (
+        "import numpy as np, fastconv.functional as F\n"
+        "from fastconv.backends import _cpu\n"
+        "assert not _cpu.openmp()\n"
+        "assert F.conv1d(np.ones((1, 1, 3)), np.ones((1, 1, 2))).tolist() == [[[2.0, 2.0]]]\n"
+    )
+    building.run([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(lib))
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"CC": "no-such-compiler"}, "no C compiler: 'no-such-compiler' was not found"),
+        ({"CC": "true"}, "need GCC or Clang"),
+        ({"FASTCONV_EMULATE": "sse9"}, "FASTCONV_EMULATE is 'sse9'"),
+    ],
+)
+def test_what_cannot_be_built_is_said_without_a_traceback(
+    sources: Path, tmp_path: Path, environment: dict[str, str], says: str
+) -> None:
+    command = [sys.executable, "setup.py", "build_ext", "--build-temp", str(tmp_path), "--build-lib", str(tmp_path)]
+    done = building.run(command, sources, check=False, **environment)
+    assert done.returncode == 1
+    assert says in done.stdout
+    assert "Traceback" not in done.stdout
+    if "CC" in environment:
+        assert "apt install build-essential python3-dev" in done.stdout
+
+
+def test_a_source_that_does_not_compile_shows_the_compiler_error(sources: Path, tmp_path: Path) -> None:
+    broken = building.copy_sources(tmp_path / "broken")
+    (broken / "csrc" / "aaa.c").write_text("int f(void) { return nonsense; }\n")
+    done = building.run([sys.executable, "setup.py", "build_ext"], broken, check=False)
+    assert done.returncode == 1
+    assert "csrc/aaa.c does not compile" in done.stdout
+    assert "nonsense" in done.stdout
