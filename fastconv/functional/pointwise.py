@@ -1,0 +1,290 @@
+"""Activations, softmax and dropout: elementwise operations and their gradients.
+
+Every function keeps the shape, the dtype (float32 or float64) and the memory order of its first argument, and
+propagates NaN and infinity without warnings. A gradient takes `grad_output` first and then what the formula
+needs: the output where that is enough (ReLU, sigmoid, tanh, softmax), else the input.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from fastconv.arrays import Array, as_array
+
+# IEEE arithmetic is what these functions promise: exp may underflow, inf - inf is NaN, and neither is an event.
+quiet = np.errstate(all="ignore")
+
+
+def check_grad(grad_output: object, like: Array, op: str) -> Array:
+    """Return `grad_output` as an array after checking that it has the shape and dtype of `like`, the output."""
+    dy = as_array(grad_output, "grad_output", op)
+    if dy.shape != like.shape:
+        raise ValueError(f"{op}: grad_output has shape {dy.shape}, but the output has shape {like.shape}. "
+                         "Hint: gradients are never broadcast; np.broadcast_to makes such a view")
+    if dy.dtype != like.dtype:
+        raise TypeError(f"{op}: grad_output has dtype {dy.dtype}, but the output has dtype {like.dtype}. "
+                        f"Hint: grad_output.astype(np.{like.dtype})")
+    return dy
+
+
+def check_axis(dim: int, ndim: int, op: str) -> int:
+    """Return the axis `dim` of an array of `ndim` axes, counted from the front."""
+    axis = operator.index(dim)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{op}: dim is {dim}, but the input has {ndim} axes: {-ndim} <= dim < {ndim} is needed. "
+                         "Hint: the channels are dim=1")
+    return axis % ndim
+
+
+@quiet
+def relu(input: Array) -> Array:
+    """Rectified linear unit, ``max(x, 0)`` (Nair and Hinton 2010).
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape.
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order; NaN stays NaN.
+    """
+    x = as_array(input, "input", "relu")
+    return np.maximum(x, 0, out=np.empty_like(x))
+
+
+@quiet
+def relu_grad(grad_output: Array, output: Array) -> Array:
+    """Gradient of `relu`: `grad_output` where ``output > 0``, else zero (also at 0, as in PyTorch)."""
+    y = as_array(output, "output", "relu_grad")
+    dx = np.empty_like(y)
+    # Not a product with the mask: 0 * inf would be NaN where the gradient is 0. A NaN output lets the gradient pass.
+    np.copyto(dx, check_grad(grad_output, y, "relu_grad"))
+    np.copyto(dx, 0, where=y <= 0)
+    return dx
+
+
+@quiet
+def leaky_relu(input: Array, negative_slope: float = 0.01) -> Array:
+    """Leaky ReLU, ``x if x > 0 else negative_slope * x`` (Maas, Hannun and Ng 2013).
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape.
+    negative_slope : float
+        Slope left of zero.
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order.
+    """
+    x = as_array(input, "input", "leaky_relu")
+    y = np.multiply(x, negative_slope, out=np.empty_like(x))
+    np.copyto(y, x, where=x > 0)
+    return y
+
+
+@quiet
+def leaky_relu_grad(grad_output: Array, input: Array, negative_slope: float = 0.01) -> Array:
+    """Gradient of `leaky_relu`: `grad_output` where ``input > 0``, else ``negative_slope * grad_output``."""
+    x = as_array(input, "input", "leaky_relu_grad")
+    dy = check_grad(grad_output, x, "leaky_relu_grad")
+    dx = np.multiply(dy, negative_slope, out=np.empty_like(x))
+    np.copyto(dx, dy, where=x > 0)
+    return dx
+
+
+@quiet
+def sigmoid(input: Array) -> Array:
+    """Logistic function, ``1 / (1 + exp(-x))``, accurate to rounding on both sides.
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape.
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order.
+    """
+    x = as_array(input, "input", "sigmoid")
+    # With e = exp(-|x|) <= 1 nothing overflows: 1 / (1 + e) right of zero, e / (1 + e) left of it.
+    e = np.abs(x, out=np.empty_like(x))
+    np.negative(e, out=e)
+    np.exp(e, out=e)
+    numerator = np.ones_like(e)
+    np.copyto(numerator, e, where=x < 0)
+    e += 1
+    return np.divide(numerator, e, out=e)
+
+
+@quiet
+def sigmoid_grad(grad_output: Array, output: Array) -> Array:
+    """Gradient of `sigmoid`: ``dy * y * (1 - y)``."""
+    y = as_array(output, "output", "sigmoid_grad")
+    dx = np.subtract(1, y, out=np.empty_like(y))
+    dx *= y
+    dx *= check_grad(grad_output, y, "sigmoid_grad")
+    return dx
+
+
+@quiet
+def tanh(input: Array) -> Array:
+    """Hyperbolic tangent.
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape.
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order.
+    """
+    x = as_array(input, "input", "tanh")
+    return np.tanh(x, out=np.empty_like(x))
+
+
+@quiet
+def tanh_grad(grad_output: Array, output: Array) -> Array:
+    """Gradient of `tanh`: ``dy * (1 - y**2)``."""
+    y = as_array(output, "output", "tanh_grad")
+    dx = np.multiply(y, y, out=np.empty_like(y))
+    np.subtract(1, dx, out=dx)
+    dx *= check_grad(grad_output, y, "tanh_grad")
+    return dx
+
+
+@quiet
+def softmax(input: Array, dim: int = 1) -> Array:
+    """``exp(x) / sum(exp(x))`` along the axis `dim`, shifted by the maximum so that nothing overflows.
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape with at least one axis.
+    dim : int
+        The axis along which the outputs add up to one; 1 is that of the channels.
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order.
+
+    Raises
+    ------
+    ValueError
+        If the input has no axis `dim`.
+    """
+    x = as_array(input, "input", "softmax")
+    axis = check_axis(dim, x.ndim, "softmax")
+    if x.size == 0:
+        return np.empty_like(x)
+    y: Array = np.subtract(x, x.max(axis, keepdims=True), out=np.empty_like(x))
+    np.exp(y, out=y)
+    y /= y.sum(axis, keepdims=True)
+    return y
+
+
+@quiet
+def softmax_grad(grad_output: Array, output: Array, dim: int = 1) -> Array:
+    """Gradient of `softmax`: ``y * (dy - sum(dy * y))``, the sum along `dim`."""
+    y = as_array(output, "output", "softmax_grad")
+    axis = check_axis(dim, y.ndim, "softmax_grad")
+    dy = check_grad(grad_output, y, "softmax_grad")
+    dx = np.multiply(y, dy, out=np.empty_like(y))
+    np.subtract(dy, dx.sum(axis, keepdims=True), out=dx)
+    dx *= y
+    return dx
+
+
+@quiet
+def log_softmax(input: Array, dim: int = 1) -> Array:
+    """Logarithm of `softmax` without its cancellation: ``x - max - log(sum(exp(x - max)))`` along `dim`.
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape with at least one axis.
+    dim : int
+        The axis of the classes.
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order.
+
+    Raises
+    ------
+    ValueError
+        If the input has no axis `dim`.
+    """
+    x = as_array(input, "input", "log_softmax")
+    axis = check_axis(dim, x.ndim, "log_softmax")
+    if x.size == 0:
+        return np.empty_like(x)
+    y: Array = np.subtract(x, x.max(axis, keepdims=True), out=np.empty_like(x))
+    y -= np.log(np.exp(y).sum(axis, keepdims=True))
+    return y
+
+
+@quiet
+def log_softmax_grad(grad_output: Array, output: Array, dim: int = 1) -> Array:
+    """Gradient of `log_softmax`: ``dy - exp(y) * sum(dy)``, the sum along `dim`."""
+    y = as_array(output, "output", "log_softmax_grad")
+    axis = check_axis(dim, y.ndim, "log_softmax_grad")
+    dy = check_grad(grad_output, y, "log_softmax_grad")
+    dx = np.exp(y)
+    dx *= dy.sum(axis, keepdims=True)
+    return np.subtract(dy, dx, out=dx)
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator) -> Array:
+    """Boolean array of `shape` that is False with probability `p`.
+
+    Drawn in logical order, so that the same generator drops the same elements whatever the memory order.
+
+    Raises
+    ------
+    ValueError
+        If `p` is not a probability.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p is {p}, but a probability is needed: 0 <= p <= 1. "
+                         "Hint: p is the share of elements that are dropped")
+    return rng.random(shape, dtype=np.float32) >= p
+
+
+@quiet
+def dropout(input: Array, p: float, mask: Array) -> Array:
+    """Keep the elements where `mask` is true and scale them by ``1 / (1 - p)`` (Srivastava et al. 2014).
+
+    Linear in `input`, hence its own gradient: ``dropout(grad_output, p, mask)``.
+
+    Parameters
+    ----------
+    input : ndarray
+        Any shape.
+    p : float
+        The probability with which `mask` was drawn.
+    mask : ndarray of bool
+        Broadcasts to the shape of `input`; see `dropout_mask`. A mask of shape (N, C, 1, ...) drops whole
+        channels (Tompson et al. 2015).
+
+    Returns
+    -------
+    ndarray
+        Same shape, dtype and memory order; dropped elements are zero, also where the input is infinite.
+    """
+    x = as_array(input, "input", "dropout")
+    y = np.zeros_like(x)
+    if p < 1:
+        np.multiply(x, 1 / (1 - p), out=y, where=mask)
+    return y

@@ -1,0 +1,263 @@
+"""Convolutions and transposed convolutions in 1D, 2D and 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fastconv.arrays import Array, as_array
+from fastconv.functional.conv import (
+    conv,
+    conv_bias_grad,
+    conv_input_grad,
+    conv_transpose,
+    conv_transpose_input_grad,
+    conv_transpose_weight_grad,
+    conv_weight_grad,
+    prepare_conv,
+)
+from fastconv.nn import init
+from fastconv.nn.layer import Backward, Layer, Parameter, float_dtype, inherit_doc
+from fastconv.problem.common import explicit_padding, integer, per_axis
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class _ConvBase(Layer):
+    """What convolutions and transposed convolutions share: checked settings, parameters, packed weights."""
+
+    ndim: ClassVar[int]
+    transposed: ClassVar[bool]
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], stride: Any,
+                 padding: Any, dilation: Any, groups: int, bias: bool, padding_mode: str, dtype: DTypeLike,
+                 rng: np.random.Generator | int | None) -> None:
+        op = type(self).__name__
+        rng, dtype = init.generator(rng), float_dtype(dtype)
+        self.in_channels = integer(op, "in_channels", in_channels, 1)
+        self.out_channels = integer(op, "out_channels", out_channels, 1)
+        self.groups = integer(op, "groups", groups, 1)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"{op}: groups is {self.groups}, which does not divide {name} = {channels}: "
+                                 f"{channels} / {self.groups} is no integer. Hint: groups=1 connects all channels")
+        modes = _PADDING_MODES[:1] if self.transposed else _PADDING_MODES
+        if padding_mode not in modes:
+            raise ValueError(f"{op}: padding_mode is {padding_mode!r}, but one of {modes} is needed. "
+                             "Hint: padding_mode='zeros'")
+        self.kernel_size = per_axis(op, "kernel_size", kernel_size, self.ndim, 1)
+        self.stride = per_axis(op, "stride", stride, self.ndim, 1)
+        self.dilation = per_axis(op, "dilation", dilation, self.ndim, 1)
+        explicit_padding(padding, self.kernel_size, self.kernel_size, self.stride, self.dilation, op)
+        self.padding = (padding,) * self.ndim if isinstance(padding, int) else padding
+        self.padding_mode = padding_mode
+        near, far = ((self.in_channels, self.out_channels) if self.transposed
+                     else (self.out_channels, self.in_channels))
+        shape = (near, far // self.groups, *self.kernel_size)
+        fan_in, _ = init.fans(shape)
+        self.weight = Parameter(init.torch_default(shape, rng, dtype=dtype))
+        self.bias = (Parameter(init.torch_default((self.out_channels,), rng, fan_in=fan_in, dtype=dtype)) if bias
+                     else None)
+
+    def extra_repr(self) -> str:
+        """See `Layer.extra_repr`."""
+        ones, zeros = (1,) * self.ndim, (0,) * self.ndim
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        settings = (("padding", zeros), ("output_padding", zeros), ("dilation", ones), ("groups", 1),
+                    ("padding_mode", "zeros"))
+        for name, usual in settings:
+            value = getattr(self, name, usual)
+            if value != usual:
+                text += f", {name}={value}"
+        return text + ("" if self.bias else ", bias=False")
+
+
+class _Conv(_ConvBase):
+    """Convolution (cross-correlation, as everywhere in deep learning) with trained weights.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of input and output.
+    kernel_size : int or tuple of int
+        Per axis.
+    stride, dilation : int or tuple of int
+        Per axis.
+    padding : int, tuple or str
+        See `fastconv.functional.conv`: numbers, pairs (before, behind) per axis, ``"same"`` (for any stride),
+        ``"same_lower"`` or ``"valid"``.
+    groups : int
+        Divides both numbers of channels.
+    bias : bool
+        Whether there is a bias.
+    padding_mode : str
+        ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+    dtype
+        float32 or float64.
+    rng : Generator, int or None
+        Source of the initial weights (`init.torch_default`).
+
+    Attributes
+    ----------
+    weight : Parameter
+        Shape (out_channels, in_channels / groups, \\*kernel_size).
+    bias : Parameter or None
+        Shape (out_channels,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        For settings that no input could satisfy.
+    """
+
+    transposed = False
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], stride: Any = 1,
+                 padding: Any = 0, dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
+                 *, dtype: DTypeLike = np.float32, rng: np.random.Generator | int | None = None) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         dtype, rng)
+        self._prepared: tuple[tuple[int, int], Callable[[Array], Array]] | None = None
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        """Run on `x` of shape (N, in_channels, \\*spatial) or (in_channels, \\*spatial); see `Layer.forward`."""
+        weight, bias, version, mode = self.weight, self.bias, self.weight.version, self.padding_mode
+        x = as_array(x, "input", type(self).__name__)
+        batched = x.ndim == self.ndim + 2
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        y = conv(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode)
+
+        def backward(dy: Array) -> Array:
+            weight.check_version(version, "weight")
+            if weight.requires_grad:
+                weight.add_grad(conv_weight_grad(x, weight.shape, dy, *geometry, padding_mode=mode))
+            if bias is not None and bias.requires_grad:
+                bias.add_grad(conv_bias_grad(dy, batched=batched))
+            return conv_input_grad(x.shape, weight.value, dy, *geometry, padding_mode=mode,
+                                   out=np.empty_like(x))
+
+        return y, backward
+
+    def __call__(self, x: Array) -> Array:
+        """Run inference with packed weights, which are kept until a parameter is written."""
+        versions = (self.weight.version, self.bias.version if self.bias else 0)
+        prepared = self._prepared
+        if prepared is None or prepared[0] != versions:
+            # One assignment of a whole tuple: threads that come at once build the same thing twice at worst.
+            self._prepared = prepared = (versions, prepare_conv(
+                self.weight.value, self.bias.value if self.bias else None, self.stride, self.padding, self.dilation,
+                self.groups, padding_mode=self.padding_mode))
+        return prepared[1](x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_prepared": None}
+
+
+@inherit_doc
+class Conv1d(_Conv):
+    """Convolution of (N, C, L)."""
+
+    ndim = 1
+
+
+@inherit_doc
+class Conv2d(_Conv):
+    """Convolution of (N, C, H, W)."""
+
+    ndim = 2
+
+
+@inherit_doc
+class Conv3d(_Conv):
+    """Convolution of (N, C, D, H, W)."""
+
+    ndim = 3
+
+
+class _ConvTranspose(_ConvBase):
+    """Transposed convolution: the input gradient of a convolution as a layer, for upsampling (Zeiler et al. 2010).
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, groups, bias, dilation, dtype, rng
+        As in the convolution of the same number of axes; `padding` crops the result.
+    output_padding : int or tuple of int
+        Elements added behind each axis of the result; less than stride or dilation.
+    padding_mode : str
+        ``"zeros"``, as in PyTorch.
+
+    Attributes
+    ----------
+    weight : Parameter
+        Shape (in_channels, out_channels / groups, \\*kernel_size).
+    bias : Parameter or None
+        Shape (out_channels,).
+
+    Raises
+    ------
+    ValueError, TypeError
+        For settings that no input could satisfy.
+    """
+
+    transposed = True
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], stride: Any = 1,
+                 padding: Any = 0, output_padding: Any = 0, groups: int = 1, bias: bool = True, dilation: Any = 1,
+                 padding_mode: str = "zeros", *, dtype: DTypeLike = np.float32,
+                 rng: np.random.Generator | int | None = None) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         dtype, rng)
+        self.output_padding = per_axis(type(self).__name__, "output_padding", output_padding, self.ndim, 0)
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        """Run on `x` of shape (N, in_channels, \\*spatial) or (in_channels, \\*spatial); see `Layer.forward`."""
+        weight, bias, version = self.weight, self.bias, self.weight.version
+        x = as_array(x, "input", type(self).__name__)
+        batched = x.ndim == self.ndim + 2
+        geometry = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        y = conv_transpose(x, weight.value, bias.value if bias else None, *geometry)
+
+        def backward(dy: Array) -> Array:
+            weight.check_version(version, "weight")
+            if weight.requires_grad:
+                weight.add_grad(conv_transpose_weight_grad(x, weight.shape, dy, *geometry))
+            if bias is not None and bias.requires_grad:
+                bias.add_grad(conv_bias_grad(dy, batched=batched))
+            return conv_transpose_input_grad(dy, weight.value, *geometry, out=np.empty_like(x))
+
+        return y, backward
+
+    def __call__(self, x: Array) -> Array:
+        """Run inference."""
+        return self.forward(x)[0]
+
+
+@inherit_doc
+class ConvTranspose1d(_ConvTranspose):
+    """Transposed convolution of (N, C, L)."""
+
+    ndim = 1
+
+
+@inherit_doc
+class ConvTranspose2d(_ConvTranspose):
+    """Transposed convolution of (N, C, H, W)."""
+
+    ndim = 2
+
+
+@inherit_doc
+class ConvTranspose3d(_ConvTranspose):
+    """Transposed convolution of (N, C, D, H, W)."""
+
+    ndim = 3
+
+
+CONV: dict[int, type[_Conv]] = {1: Conv1d, 2: Conv2d, 3: Conv3d}
+"""The convolution for each number of spatial axes, for networks that work in any."""
+
+CONV_TRANSPOSE: dict[int, type[_ConvTranspose]] = {1: ConvTranspose1d, 2: ConvTranspose2d, 3: ConvTranspose3d}
+"""The transposed convolution for each number of spatial axes."""
