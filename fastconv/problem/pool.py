@@ -144,13 +144,13 @@ class _Axis:
     def outputs(self, op: str, ceil_mode: bool) -> int:
         """Number of outputs: floor((in + lo + hi - dilation * (kernel - 1) - 1) / stride) + 1.
 
-        ``ceil_mode`` rounds up instead, but drops a last window that would start behind the input (PyTorch's rule).
+        ``ceil_mode`` rounds up instead, unless the window thus added would start behind the input (PyTorch's rule).
         """
         extent, padded = self.dilation * (self.kernel - 1) + 1, self.size + self.lo + self.hi
         span = padded - extent
-        count = -(-span // self.stride) + 1 if ceil_mode else span // self.stride + 1
-        if ceil_mode and (count - 1) * self.stride >= self.size + self.lo:
-            count -= 1
+        count = span // self.stride + 1
+        if ceil_mode and span % self.stride and count * self.stride < self.size + self.lo:
+            count += 1
         if count < 1:
             raise ValueError(f"{op}: the window covers dilation * (kernel - 1) + 1 = {self.dilation} * "
                              f"({self.kernel} - 1) + 1 = {extent} elements, but the padded input has only "
