@@ -51,23 +51,24 @@ typedef struct {
 } FC_NAME(fc_gather);
 #define fc_gather FC_NAME(fc_gather)
 
-/* One output row of a pool: the windows of all outputs along the width, at one depth and height (see pool.h).
+/* Outputs of a pool along the width, at one depth and height (see pool.h).
  *
- *      wide row (d, h) of the windows, column w:   wide + d * wide_row[0] + h * wide_row[1] + w * wide_step
- *      narrow column o, its index and its y:       narrow + o * narrow_step, indices + o * indices_step, y + o * y_step
+ *      wide row (d, h) of the windows, column w:   wide + d * wide_row[0] + h * wide_row[1] + (w - column) * wide_step
+ *      output o, its index and its y:              narrow + o * narrow_step, indices + o * indices_step, y + o * y_step
  *
- * pool_*_rows: lanes are columns, strides are free.  pool_*_channels: lanes are `channels` channels, whose stride is 1
- * in all arrays.  The spread kernels add to wide, the others write narrow.  `buffer` holds columns + out_width reals
- * and `buffer_rows` columns integers as wide as real, where columns is in_width rounded up to whole vectors. */
+ * Windows lie in the columns [column, column + columns).  pool_*_rows: lanes are columns, strides are free.
+ * pool_*_channels: lanes are `channels` channels, whose stride is 1 in all arrays.  The spread kernels add to wide, the
+ * others write narrow.  `buffer` holds `columns`, rounded up to whole vectors, plus `outputs` reals, and `buffer_rows`
+ * as many integers as wide as real; the channels kernels need neither. */
 typedef struct {
     real *wide, *narrow;
     const real *y; /* spread of Lp: the result of the forward pass */
     int64_t *indices;
     int64_t wide_step, wide_row[2], narrow_step, y_step, indices_step;
-    int64_t channels, in_width, out_width;
+    int64_t channels, column, columns, outputs;
     int64_t rows[2];                /* rows of the windows by depth and by height */
-    int64_t index, index_row[2];    /* flat position of wide[0], and of wide_row */
-    const fc_windows *windows;      /* along the width */
+    int64_t index, index_row[2];    /* flat position of wide[0], and the distances of rows */
+    fc_windows windows;             /* along the width; `first` counts from column 0 of the input */
     double extent, volume, divisor; /* extent by depth and height; see fc_pool */
     real power;
     real *buffer;

@@ -12,6 +12,8 @@
 #define TASK_ELEMENTS 32768
 /* Channels of a task with lanes of channels: whole cache lines. */
 #define CHANNEL_STEP 16
+/* Columns that the rows kernels reduce at once, so that they stay in the first-level cache. */
+#define LINE 2048
 /* The widest vector of any ISA, by which kernels may write beyond the columns of a buffer. */
 #define MAX_LANES 16
 
@@ -47,6 +49,14 @@ static int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2
 static int uses_windows(const fc_pool *p) { return p->op <= FC_SUM_POOL || p->op == FC_SUM_POOL_GRAD; }
 static int is_forward(const fc_pool *p) { return p->op == FC_MAX_POOL || p->op == FC_SUM_POOL; }
 
+/* See fc_pool_row; a line has at most LINE outputs. */
+static int64_t buffer_bytes(const fc_pool *p) {
+    return p->line ? align64((p->line + MAX_LANES + LINE) * (int64_t)sizeof(real)) : 0;
+}
+static int64_t rows_bytes(const fc_pool *p) {
+    return p->line ? align64((p->line + MAX_LANES) * (int64_t)sizeof(real)) : 0;
+}
+
 int FC_NAME(fc_pool_block)(fc_pool *p) {
     const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
     const int by_index = p->op != FC_SUM_POOL && p->op != FC_SUM_POOL_GRAD, lp_grad = p->x.at != NULL;
@@ -66,10 +76,10 @@ int FC_NAME(fc_pool_block)(fc_pool *p) {
     p->channel_blocks = p->channels ? ceil_div(p->channels, p->channel_block) : 0;
     p->row_blocks = is_forward(p) ? ceil_div(rows, max64(1, p->row_block)) : 1;
     p->tasks = p->batch * p->channel_blocks * p->row_blocks;
-    const int64_t line = p->in_size[2] + MAX_LANES;
-    p->workspace_bytes = 0;
+    p->line = 0;
     if (uses_windows(p) && !p->by_channels)
-        p->workspace_bytes = align64((line + p->out_size[2]) * sizeof(real)) + align64(line * sizeof(real));
+        p->line = min64(p->in_size[2], max64(LINE, largest(p->windows[2].count, p->out_size[2]) * p->windows[2].step));
+    p->workspace_bytes = buffer_bytes(p) + rows_bytes(p);
     if (p->op == FC_MAX_POOL) {
         int64_t span = 0, stride = 1;
         for (int i = 2; i >= 0; stride *= p->in_size[i], i--)
@@ -114,11 +124,46 @@ static void fill_zero(const fc_pool *p, const pool_task *t, const fc_view *to) {
             }
 }
 
-/* Calls the row kernel for every output row of the task; for the rows kernels, channel by channel. */
+/* Narrows the row to the outputs from `o` on whose windows lie in p->line columns, and returns the first one left. */
+static int64_t cut_line(const fc_pool *p, int64_t o, fc_pool_row *r) {
+    const fc_windows *w = &p->windows[2];
+    int64_t low = w->first[o], high = low, end = o;
+    for (; end < p->out_size[2] && end - o < LINE; end++) {
+        const int64_t new_low = min64(low, w->first[end]);
+        const int64_t new_high = max64(high, w->first[end] + (w->count[end] - 1) * w->step + 1);
+        if (end > o && new_high - new_low > p->line) break;
+        low = new_low, high = new_high;
+    }
+    r->windows = (fc_windows){.first = w->first + o, .count = w->count + o, .extent = w->extent + o, .step = w->step,
+                              .run = max64(w->run - o, 0), .run_end = min64(w->run_end, end) - o,
+                              .run_step = w->run_step};
+    r->column = low, r->columns = high - low, r->outputs = end - o;
+    return end;
+}
+
+/* Calls the kernel for the rows of the task, from output column o on. */
+static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o, fc_pool_row *r,
+                      void (*kernel)(const fc_pool_row *)) {
+    const fc_windows *depth = &p->windows[0], *height = &p->windows[1];
+    const int64_t *s = p->indices.stride;
+    for (int64_t row = t->row; row < t->row_end; row++) {
+        const int64_t d = row / p->out_size[1], h = row % p->out_size[1];
+        r->wide = real_at(&p->wide, t->n, c, depth->first[d], height->first[h]) + r->column * r->wide_step;
+        r->narrow = real_at(&p->narrow, t->n, c, d, h) + o * r->narrow_step;
+        if (p->y.at) r->y = real_at(&p->y, t->n, c, d, h) + o * r->y_step;
+        if (p->indices.at)
+            r->indices = (int64_t *)p->indices.at + t->n * s[0] + c * s[1] + d * s[2] + h * s[3] + o * s[4];
+        r->rows[0] = depth->count[d];
+        r->rows[1] = height->count[h];
+        r->index = (depth->first[d] * p->in_size[1] + height->first[h]) * p->in_size[2] + r->column;
+        r->extent = (double)(depth->extent[d] * height->extent[h]);
+        kernel(r);
+    }
+}
+
+/* Calls the row kernel for every output row of the task; a rows kernel for each channel and cache-sized line. */
 static void run_rows(const fc_pool *p, const pool_task *t, void (*kernel)(const fc_pool_row *), void *workspace) {
     const fc_windows *depth = &p->windows[0], *height = &p->windows[1];
-    char *memory = workspace;
-    const int64_t line = p->in_size[2] + MAX_LANES;
     fc_pool_row r = {
         .wide_step = p->wide.stride[4],
         .wide_row = {depth->step * p->wide.stride[2], height->step * p->wide.stride[3]},
@@ -126,32 +171,25 @@ static void run_rows(const fc_pool *p, const pool_task *t, void (*kernel)(const 
         .y_step = p->y.stride[4],
         .indices_step = p->indices.stride[4],
         .channels = t->channels,
-        .in_width = p->in_size[2],
-        .out_width = p->out_size[2],
+        .columns = p->in_size[2],
+        .outputs = p->out_size[2],
         .index_row = {depth->step * p->in_size[1] * p->in_size[2], height->step * p->in_size[2]},
-        .windows = &p->windows[2],
+        .windows = p->windows[2],
         .volume = p->volume,
         .divisor = p->divisor,
         .power = (real)p->power,
     };
-    if (!p->by_channels) {
-        r.buffer = take(&memory, (line + p->out_size[2]) * sizeof(real));
-        r.buffer_rows = take(&memory, line * sizeof(real));
+    if (p->by_channels) {
+        run_lines(p, t, t->c, 0, &r, kernel);
+        return;
     }
-    const int64_t calls = p->by_channels ? 1 : t->channels;
-    for (int64_t c = t->c; c < t->c + calls; c++)
-        for (int64_t row = t->row; row < t->row_end; row++) {
-            const int64_t d = row / p->out_size[1], h = row % p->out_size[1];
-            r.wide = real_at(&p->wide, t->n, c, depth->first[d], height->first[h]);
-            r.narrow = real_at(&p->narrow, t->n, c, d, h);
-            r.y = p->y.at ? real_at(&p->y, t->n, c, d, h) : NULL;
-            const int64_t *s = p->indices.stride;
-            r.indices = p->indices.at ? (int64_t *)p->indices.at + t->n * s[0] + c * s[1] + d * s[2] + h * s[3] : NULL;
-            r.rows[0] = depth->count[d];
-            r.rows[1] = height->count[h];
-            r.index = (depth->first[d] * p->in_size[1] + height->first[h]) * p->in_size[2];
-            r.extent = (double)(depth->extent[d] * height->extent[h]);
-            kernel(&r);
+    char *memory = workspace;
+    r.buffer = take(&memory, buffer_bytes(p));
+    r.buffer_rows = take(&memory, rows_bytes(p));
+    for (int64_t c = t->c; c < t->c + t->channels; c++)
+        for (int64_t o = 0, end; o < p->out_size[2]; o = end) {
+            end = cut_line(p, o, &r);
+            run_lines(p, t, c, o, &r, kernel);
         }
 }
 

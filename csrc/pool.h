@@ -53,6 +53,7 @@ typedef struct {
     /* Filled in by fc_pool_block.  A task is a sample, a block of channels and a block of output rows. */
     int by_channels; /* lanes are channels; else they are columns */
     int64_t channel_block, channel_blocks, row_block, row_blocks, tasks;
+    int64_t line; /* columns that the rows kernels reduce at once; 0 for other kernels */
     int64_t workspace_bytes;
 } fc_pool;
 

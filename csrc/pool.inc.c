@@ -1,4 +1,4 @@
-/* Pools, one output row at a time.
+/* Pools, one row of outputs at a time.
  *
  * pool_*_rows work in two steps, since maximum and sum are separable: the rows of the windows are first reduced to one
  * (lanes are columns, stride 1 whatever the pool's stride is), then its columns to outputs:
@@ -90,7 +90,7 @@ FC_INLINE vec vroot(vec x, real p) {
 
 /* What the sum of output o is divided by. */
 FC_INLINE real divisor_of(const fc_pool_row *r, int64_t o) {
-    return (real)(r->divisor != 0 ? r->divisor : r->extent * (double)r->windows->extent[o] / r->volume);
+    return (real)(r->divisor != 0 ? r->divisor : r->extent * (double)r->windows.extent[o] / r->volume);
 }
 
 /* d(y) / d(sum of the window) * dy, times p: dy / divisor for the average, times y^(1 - p) for Lp, which has no slope
@@ -143,23 +143,23 @@ FC_INLINE int wins_across_1(real x, lane row, real best, lane best_row) {
     return x > best || (x == best && row < best_row) || (x != x && (best == best || row >= best_row));
 }
 
-static void max_across(const fc_pool_row *r) {
-    const real *line = r->buffer;
+FC_INLINE void max_across(const fc_pool_row *r, const real *line, int one_row) {
     const lane *rows = r->buffer_rows;
-    const fc_windows *win = r->windows;
+    const fc_windows *win = &r->windows;
     const int64_t run_step = win->run_step;
     long_mask lane_at;
     for (int i = 0; i < VL; i++) lane_at[i] = i * run_step;
-    for (int64_t o = 0; o < r->out_width;) {
-        const int64_t first = win->first[o], end = first + win->count[o] * win->step;
+    for (int64_t o = 0; o < r->outputs;) {
+        const int64_t first = win->first[o] - r->column, end = first + win->count[o] * win->step;
         real *to = r->narrow + o * r->narrow_step;
         int64_t *index = r->indices + o * r->indices_step;
         if (o >= win->run && o + VL <= win->run_end) {
             vec best = load_lanes(line + first, run_step, VL);
-            mask best_row = load_positions(rows + first, run_step), at = {0};
+            mask best_row = one_row ? (mask){0} : load_positions(rows + first, run_step), at = {0};
             for (int64_t w = first + win->step; w < end; w += win->step) {
                 const vec x = load_lanes(line + w, run_step, VL);
-                const mask row = load_positions(rows + w, run_step), m = wins_across(x, row, best, best_row);
+                const mask row = one_row ? (mask){0} : load_positions(rows + w, run_step);
+                const mask m = one_row ? wins(x, best) : wins_across(x, row, best, best_row);
                 best = vblend(best, x, m);
                 best_row = choose(best_row, row, m);
                 at = choose(at, (mask){0} + (lane)(w - first), m);
@@ -171,28 +171,32 @@ static void max_across(const fc_pool_row *r) {
         } else {
             int64_t at = first;
             for (int64_t w = first + win->step; w < end; w += win->step)
-                if (wins_across_1(line[w], rows[w], line[at], rows[at])) at = w;
+                if (wins_across_1(line[w], one_row ? 0 : rows[w], line[at], one_row ? 0 : rows[at])) at = w;
             *to = line[at];
-            *index = r->index + rows[at] + at;
+            *index = r->index + (one_row ? 0 : rows[at]) + at;
             o++;
         }
     }
 }
 
 static void pool_max_rows(const fc_pool_row *r) {
+    if (r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1) {
+        max_across(r, r->wide, 1);
+        return;
+    }
     int64_t w = 0;
     if (r->wide_step == 1) {
-        for (; w + 4 * VL <= r->in_width; w += 4 * VL) max_columns(r, w, 4, 1, VL);
-        for (; w + VL <= r->in_width; w += VL) max_columns(r, w, 1, 1, VL);
+        for (; w + 4 * VL <= r->columns; w += 4 * VL) max_columns(r, w, 4, 1, VL);
+        for (; w + VL <= r->columns; w += VL) max_columns(r, w, 1, 1, VL);
     }
-    for (; w < r->in_width; w += VL)
-        max_columns(r, w, 1, r->wide_step, lesser(VL, r->in_width - w));
-    max_across(r);
+    for (; w < r->columns; w += VL)
+        max_columns(r, w, 1, r->wide_step, lesser(VL, r->columns - w));
+    max_across(r, r->buffer, 0);
 }
 
 /* Channels [c, c + lanes) of `vectors` vectors, for the window of output o. */
 FC_INLINE void max_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes) {
-    const int64_t first = r->windows->first[o], count = r->windows->count[o], step = r->windows->step;
+    const int64_t first = r->windows.first[o], count = r->windows.count[o], step = r->windows.step;
     const real *from = r->wide + first * r->wide_step + c;
     vec best[4];
     mask at[4];
@@ -225,7 +229,7 @@ FC_INLINE void max_channels(const fc_pool_row *r, int64_t o, int64_t c, int vect
 }
 
 static void pool_max_channels(const fc_pool_row *r) {
-    for (int64_t o = 0; o < r->out_width; o++) {
+    for (int64_t o = 0; o < r->outputs; o++) {
         int64_t c = 0;
         for (; c + 4 * VL <= r->channels; c += 4 * VL) max_channels(r, o, c, 4, VL);
         for (; c + VL <= r->channels; c += VL) max_channels(r, o, c, 1, VL);
@@ -254,11 +258,11 @@ FC_INLINE void sum_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t
 FC_INLINE void sum_all_columns(const fc_pool_row *r, real p) {
     int64_t w = 0;
     if (r->wide_step == 1) {
-        for (; w + 4 * VL <= r->in_width; w += 4 * VL) sum_columns(r, w, 4, 1, VL, p);
-        for (; w + VL <= r->in_width; w += VL) sum_columns(r, w, 1, 1, VL, p);
+        for (; w + 4 * VL <= r->columns; w += 4 * VL) sum_columns(r, w, 4, 1, VL, p);
+        for (; w + VL <= r->columns; w += VL) sum_columns(r, w, 1, 1, VL, p);
     }
-    for (; w < r->in_width; w += VL)
-        sum_columns(r, w, 1, r->wide_step, lesser(VL, r->in_width - w), p);
+    for (; w < r->columns; w += VL)
+        sum_columns(r, w, 1, r->wide_step, lesser(VL, r->columns - w), p);
 }
 
 /* The sum of n elements: pairwise down to SPAN. */
@@ -281,9 +285,9 @@ static real span(const real *p, int64_t step, int64_t n) {
 }
 
 static void sum_across(const fc_pool_row *r, const real *line) {
-    const fc_windows *win = r->windows;
-    for (int64_t o = 0; o < r->out_width;) {
-        const int64_t first = win->first[o], count = win->count[o];
+    const fc_windows *win = &r->windows;
+    for (int64_t o = 0; o < r->outputs;) {
+        const int64_t first = win->first[o] - r->column, count = win->count[o];
         const real divisor = divisor_of(r, o);
         real *to = r->narrow + o * r->narrow_step;
         if (count <= SPAN && o >= win->run && o + VL <= win->run_end) {
@@ -312,8 +316,8 @@ static void pool_sum_rows(const fc_pool_row *r) {
 }
 
 FC_INLINE void sum_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes, real p) {
-    const int64_t count = r->windows->count[o], tap = r->windows->step * r->wide_step;
-    const real *from = r->wide + r->windows->first[o] * r->wide_step + c;
+    const int64_t count = r->windows.count[o], tap = r->windows.step * r->wide_step;
+    const real *from = r->wide + r->windows.first[o] * r->wide_step + c;
     vec total[4], slice[4], part[4];
     FC_UNROLL for (int v = 0; v < vectors; v++) total[v] = (vec){0};
     for (int64_t d = 0; d < r->rows[0]; d++) {
@@ -338,7 +342,7 @@ FC_INLINE void sum_channels(const fc_pool_row *r, int64_t o, int64_t c, int vect
 }
 
 FC_INLINE void sum_all_channels(const fc_pool_row *r, real p) {
-    for (int64_t o = 0; o < r->out_width; o++) {
+    for (int64_t o = 0; o < r->outputs; o++) {
         int64_t c = 0;
         for (; c + 4 * VL <= r->channels; c += 4 * VL) sum_channels(r, o, c, 4, VL, p);
         for (; c + VL <= r->channels; c += VL) sum_channels(r, o, c, 1, VL, p);
@@ -358,19 +362,19 @@ static void pool_sum_channels(const fc_pool_row *r) {
 /* The way back of pool_sum_rows: outputs are spread over the columns of one row, which is added to each window row.
  * Outputs outside the run come first, so that the run can go tap by tap. */
 static void pool_spread_rows(const fc_pool_row *r) {
-    const fc_windows *win = r->windows;
+    const fc_windows *win = &r->windows;
     real *restrict line = r->buffer;
-    real *restrict from = r->buffer + (r->in_width + VL - 1) / VL * VL;
-    for (int64_t w = 0; w < r->in_width; w++) line[w] = 0;
-    for (int64_t o = 0; o < r->out_width; o++) {
+    real *restrict from = r->buffer + (r->columns + VL - 1) / VL * VL;
+    for (int64_t w = 0; w < r->columns; w++) line[w] = 0;
+    for (int64_t o = 0; o < r->outputs; o++) {
         const real y = r->y ? r->y[o * r->y_step] : 1;
         from[o] = slope(r->narrow[o * r->narrow_step], y, divisor_of(r, o), r->power);
         if (o < win->run || o >= win->run_end)
-            for (int64_t t = 0; t < win->count[o]; t++) line[win->first[o] + t * win->step] += from[o];
+            for (int64_t t = 0; t < win->count[o]; t++) line[win->first[o] - r->column + t * win->step] += from[o];
     }
     const int64_t n = win->run_end - win->run, taps = n > 0 ? win->count[win->run] : 0;
     for (int64_t t = 0; t < taps; t++) {
-        real *to = line + win->first[win->run] + t * win->step;
+        real *to = line + win->first[win->run] - r->column + t * win->step;
         if (win->run_step == 1)
             for (int64_t i = 0; i < n; i++) to[i] += from[win->run + i];
         else
@@ -380,14 +384,14 @@ static void pool_spread_rows(const fc_pool_row *r) {
         for (int64_t h = 0; h < r->rows[1]; h++) {
             real *restrict row = r->wide + d * r->wide_row[0] + h * r->wide_row[1];
             if (r->wide_step == 1)
-                for (int64_t w = 0; w < r->in_width; w++) row[w] += line[w];
+                for (int64_t w = 0; w < r->columns; w++) row[w] += line[w];
             else
-                for (int64_t w = 0; w < r->in_width; w++) row[w * r->wide_step] += line[w];
+                for (int64_t w = 0; w < r->columns; w++) row[w * r->wide_step] += line[w];
         }
 }
 
 FC_INLINE void spread_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes) {
-    const int64_t count = r->windows->count[o], tap = r->windows->step * r->wide_step;
+    const int64_t count = r->windows.count[o], tap = r->windows.step * r->wide_step;
     const real divisor = divisor_of(r, o);
     vec from[4];
     FC_UNROLL for (int v = 0; v < vectors; v++) {
@@ -399,7 +403,7 @@ FC_INLINE void spread_channels(const fc_pool_row *r, int64_t o, int64_t c, int v
             dy /= vset(divisor);
         from[v] = dy;
     }
-    real *to = r->wide + r->windows->first[o] * r->wide_step + c;
+    real *to = r->wide + r->windows.first[o] * r->wide_step + c;
     for (int64_t d = 0; d < r->rows[0]; d++)
         for (int64_t h = 0; h < r->rows[1]; h++) {
             real *row = to + d * r->wide_row[0] + h * r->wide_row[1];
@@ -410,7 +414,7 @@ FC_INLINE void spread_channels(const fc_pool_row *r, int64_t o, int64_t c, int v
 }
 
 static void pool_spread_channels(const fc_pool_row *r) {
-    for (int64_t o = 0; o < r->out_width; o++) {
+    for (int64_t o = 0; o < r->outputs; o++) {
         int64_t c = 0;
         for (; c + 4 * VL <= r->channels; c += 4 * VL) spread_channels(r, o, c, 4, VL);
         for (; c + VL <= r->channels; c += VL) spread_channels(r, o, c, 1, VL);
