@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Order = Literal["contiguous", "channels_last"]
 Array = NDArray[Any]
+T = TypeVar("T")
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -101,7 +102,8 @@ def _adopt(obj: Any, name: str, op: str) -> Array:
         raise TypeError(_message(op, f"{name} is a {kind} that requires a gradient, which fastconv would not "
                                      f"record. Hint: {name}.detach()"))
     if hasattr(obj, "__dlpack__") and not isinstance(obj, np.generic):
-        if int(obj.__dlpack_device__()[0]) not in _HOST_DEVICES:
+        device, _ = _view(obj.__dlpack_device__, name, op, kind)
+        if int(device) not in _HOST_DEVICES:
             raise TypeError(_message(op, f"{name} is a {kind} on device {getattr(obj, 'device', '?')}, but arrays "
                                          f"in host memory are needed. Hint: copy it to the CPU first"))
         return _view(lambda: np.from_dlpack(obj), name, op, kind)
@@ -119,7 +121,7 @@ def _adopt(obj: Any, name: str, op: str) -> Array:
                                  f"Hint: np.asarray({name}, dtype=np.float32)"))
 
 
-def _view(make: Callable[[], Array], name: str, op: str, kind: str) -> Array:
+def _view(make: Callable[[], T], name: str, op: str, kind: str) -> T:
     try:
         return make()
     except (BufferError, RuntimeError, TypeError, ValueError) as error:

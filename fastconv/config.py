@@ -146,16 +146,13 @@ def _choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
 
 
 def _thread_count(value: object) -> int:
-    try:
-        threads = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        threads = 0
-        fault: type[Exception] = TypeError
-    else:
-        fault = ValueError
-    if isinstance(value, bool) or threads < 1:
-        raise fault(f"config: threads is {value!r}, but an integer of at least 1 is needed. "
-                    "Hint: fastconv.get_num_threads() tells the current number")
+    wrong = (f"config: threads is {value!r}, but an integer of at least 1 is needed. "
+             "Hint: fastconv.get_num_threads() tells the current number")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(wrong)
+    threads = operator.index(value)
+    if threads < 1:
+        raise ValueError(wrong)
     if _forked and threads > 1:
         warnings.warn(f"config: threads is {threads}, but 1 is used: this process was forked, and OpenMP's threads "
                       "do not survive a fork. Hint: start workers with the 'spawn' or "
