@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 try:
-    from fastconv.backends import _cpu as _cpu
+    import fastconv.backends._cpu  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "fastconv.backends._cpu":
         raise

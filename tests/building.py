@@ -34,6 +34,29 @@ def copy_sources(to: Path) -> Path:
     return to
 
 
+# A stand-in for csrc/ and the extension that compiles in a second: one kernel, one header.
+TOY = {
+    "csrc/one.h": "#ifdef FC_F32\ntypedef float real;\n#define ONE one_f32\n#else\n"
+                  "typedef double real;\n#define ONE one_f64\n#endif\n",
+    "csrc/isa_generic.c": '#include "one.h"\nreal ONE(void);\nreal ONE(void) { return 1; }\n',
+    "csrc/dispatch.c": "double one(void);\ndouble one_f64(void);\ndouble one(void) { return one_f64(); }\n",
+    "fastconv/__init__.py": '__version__ = "0"\n',
+    "fastconv/backends/__init__.py": "",
+    "fastconv/backends/_cpu.pyx": 'cdef extern from *:\n    """double one(void);"""\n    double one()\n'
+                                  "answer = one()\n",
+}
+
+
+def toy_sources(to: Path) -> Path:
+    """The real setup.py over `TOY`, for tests of the build that need no kernels."""
+    for name, text in TOY.items():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        (to / name).write_text(text)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, to / name)
+    return to
+
+
 def run(command: list[str], folder: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in `folder`; output and errors together in ``stdout``."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTCONV_") and k != "PYTHONPATH"}

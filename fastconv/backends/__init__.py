@@ -1,0 +1,1 @@
+"""The engines: NumPy references, and the compiled kernels."""
