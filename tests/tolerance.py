@@ -65,8 +65,9 @@ def assert_close(
     dtype
         Of the computation; that of `actual` if None.
     magnitude
-        The rms that the result is known to have at least. Few elements, which may all happen to be
-        small, do not tell; sums of n products of standard normal values have sqrt(n).
+        The rms that the result is known to have where no padding takes part, if it is known: n
+        products of standard normal values have sqrt(n). A result of few elements, or one that is
+        mostly padding, has a smaller rms by chance, but no smaller errors.
     """
     assert actual.shape == expected.shape, f"shape {actual.shape}, but {expected.shape} is right"
     finite = np.isfinite(expected)
