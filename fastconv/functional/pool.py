@@ -70,11 +70,8 @@ def _input(array: object, ndim: int | None, op: str, name: str = "input") -> tup
     return x, ndim, alone, op
 
 
-def _out(out: object, alone: bool, op: str) -> Array | None:
-    if out is None:
-        return None
-    array = as_array(out, "out", op)
-    return array[None] if alone else array
+def _out(out: object, ndim: int, op: str) -> Array | None:
+    return None if out is None else batched(as_array(out, "out", op), ndim, op, "out")[0]
 
 
 def _checked(out: Array | None, shape: tuple[int, ...], problem: PoolProblem, op: str,
@@ -177,7 +174,7 @@ def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
     x, ndim, alone, op = _input(input, ndim, "max_pool")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
     return cast(Array, _pooled(problem, x, alone, return_indices, out, op))
 
@@ -208,7 +205,7 @@ def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int
         For arguments of the wrong type, shape or value; indices outside the input included.
     """
     dy, ndim, alone, op = _input(grad_output, ndim, "max_pool_grad", "grad_output")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = indexed_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
     positions = _positions(op, indices, alone, dy.shape, math.prod(problem.in_size))
     dx = _backend().max_pool_grad(problem, dy, positions,
@@ -254,7 +251,7 @@ def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
     x, ndim, alone, op = _input(input, ndim, "avg_pool")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, ndim=ndim,
                            op=op, out=out)
     y = _backend().avg_pool(problem, x, _divisor(divisor_override, op),
@@ -290,7 +287,7 @@ def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: S
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
     dy, ndim, alone, op = _input(grad_output, ndim, "avg_pool_grad", "grad_output")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = pool_grad_problem(_whole(input_size, alone), dy, kernel_size, stride, padding, dilation, ceil_mode,
                                 count_include_pad, ndim=ndim, op=op, out=out)
     dx = _backend().avg_pool_grad(problem, dy, _divisor(divisor_override, op),
@@ -334,7 +331,7 @@ def lp_pool(input: object, norm_type: float, kernel_size: Sizes, stride: Sizes |
     """
     x, ndim, alone, op = _input(input, ndim, "lp_pool")
     p = _exponent(norm_type, op)
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
     y = _backend().lp_pool(problem, x, p, out=_checked(out, problem.y_shape, problem, op, x))
     return cast(Array, y[0] if alone else y)
@@ -371,7 +368,7 @@ def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: 
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
     dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
     y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
-    out = _checked(_out(out, alone, op), problem.x_shape, problem, op, x, y, dy)
+    out = _checked(_out(out, ndim, op), problem.x_shape, problem, op, x, y, dy)
     dx = _backend().lp_pool_grad(problem, x, y, dy, p, out=out)
     return cast(Array, dx[0] if alone else dx)
 
@@ -399,7 +396,7 @@ def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | N
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
     x, ndim, alone, op = _input(input, ndim, "adaptive_avg_pool")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
     y = _backend().avg_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
     return cast(Array, y[0] if alone else y)
@@ -429,7 +426,7 @@ def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, nd
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
     dy, ndim, alone, op = _input(grad_output, ndim, "adaptive_avg_pool_grad", "grad_output")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = adaptive_pool_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
     dx = _backend().avg_pool_grad(problem, dy, out=_checked(out, problem.x_shape, problem, op, dy))
     return cast(Array, dx[0] if alone else dx)
@@ -470,7 +467,7 @@ def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | N
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
     x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
     return cast(Array, _pooled(problem, x, alone, return_indices, out, op))
 
@@ -539,7 +536,7 @@ def max_unpool(input: object, indices: object, kernel_size: Sizes, stride: Sizes
     https://arxiv.org/abs/1311.2901, section 2.1.
     """
     x, ndim, alone, op = _input(input, ndim, "max_unpool")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     problem = unpool_problem(x, kernel_size, stride, padding, output_size, ndim=ndim, op=op, out=out)
     positions = _positions(op, indices, alone, x.shape, math.prod(problem.in_size))
     y = _backend().max_unpool(problem, x, positions,
@@ -570,7 +567,7 @@ def max_unpool_grad(grad_output: object, indices: object, *, ndim: int | None = 
         For arguments of the wrong type, shape or value; indices outside `grad_output` included.
     """
     dy, ndim, alone, op = _input(grad_output, ndim, "max_unpool_grad", "grad_output")
-    out = _out(out, alone, op)
+    out = _out(out, ndim, op)
     positions = _positions(op, indices, alone, None, math.prod(dy.shape[2:]))
     problem = unpool_grad_problem(dy, positions.shape, ndim=ndim, op=op, out=out)
     dx = _backend().max_unpool_grad(problem, dy, positions,
