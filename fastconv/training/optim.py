@@ -158,7 +158,7 @@ class SGD(Optimizer):
         if self.momentum:
             velocity = state.get("velocity")
             if velocity is None:
-                state["velocity"] = velocity = grad.copy()
+                state["velocity"] = velocity = np.array(grad)
             else:
                 velocity *= self.momentum
                 velocity += (1 - self.dampening) * grad
