@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -278,7 +279,7 @@ class TestProgress:
 
 
 class TestCheckpoint:
-    STATE = {
+    STATE: ClassVar = {
         "model": {"conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3)},
         "optimizer": {"lr": 0.1 + 0.2, "moments": [np.zeros(0), np.float64(1e-300)]},
         "rng": 2**127 + 1,

@@ -49,7 +49,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, json=np.array(text), **arrays)
+            np.savez(file, json=np.array(text), **arrays)  # type: ignore[arg-type]  # of allow_pickle
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -150,10 +150,8 @@ def _split(images_name: str, images: np.ndarray, labels_name: str, labels: np.nd
     if images.dtype.kind not in "uif":
         raise ValueError(f"{images_name} has dtype {images.dtype}, but integers or floats are needed")
     # (N, 28, 28, 3) is RGB and (N, 28, 28, 28) a volume: images of 1, 3 or 4 pixels across do not occur.
-    if images.ndim >= 4 and images.shape[-1] in (1, 3, 4):
-        images = np.moveaxis(images, -1, 1)
-    else:
-        images = images[:, None]
+    has_channels = images.ndim >= 4 and images.shape[-1] in (1, 3, 4)
+    images = np.moveaxis(images, -1, 1) if has_channels else images[:, None]
     if not 3 <= images.ndim <= 5:
         raise ValueError(
             f"{images_name} has {images.ndim - 1} axes, but (N, *spatial) or (N, *spatial, channels) with "

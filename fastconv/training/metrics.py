@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Evaluation", "auc", "confusion_matrix"]
+__all__ = ["Evaluation", "auc", "confusion_matrix", "confusion_table"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,13 @@ def _binary_auc(score: np.ndarray, positive: np.ndarray) -> float:
     rank = (np.cumsum(count) - (count - 1) / 2)[place]
     above = rank[positive].sum() - positives * (positives + 1) / 2
     return float(above / (positives * negatives))
+
+
+def confusion_table(matrix: np.ndarray) -> str:
+    """Format a confusion matrix; zeros are dots, so that the errors stand out."""
+    cells = [["." if not count else str(count) for count in row] for row in matrix.tolist()]
+    width = 1 + max(len(cell) for cell in [str(len(matrix) - 1), *(cell for row in cells for cell in row)])
+    head = "true \\ predicted"
+    lines = [head + "".join(f"{k:>{width}}" for k in range(len(matrix)))]
+    lines += [f"{k:>{len(head)}}" + "".join(f"{cell:>{width}}" for cell in row) for k, row in enumerate(cells)]
+    return "\n".join(lines)

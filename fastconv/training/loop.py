@@ -1,0 +1,183 @@
+"""Training a classifier, and measuring it.
+
+`fit` is the plain loop with shuffling, validation and a report; written out it is no more than
+
+    for x, labels in batches(train, 64, normalise=normalise, rng=rng):
+        logits, backward = model.forward(x)
+        loss, dlogits = cross_entropy(logits, labels)
+        backward(dlogits)
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastconv.functional.pointwise import softmax
+from fastconv.nn import Layer, cross_entropy
+from fastconv.training.data import Augment, Split, batches
+from fastconv.training.metrics import Evaluation
+from fastconv.training.progress import Progress
+
+__all__ = ["EpochRecord", "evaluate", "fit", "train_step"]
+
+Loss = Callable[[np.ndarray, np.ndarray], tuple[Any, np.ndarray]]
+
+
+class Optimizer(Protocol):
+    """What `fit` needs of an optimizer; those of `fastconv.training.optim` have it."""
+
+    lr: float
+
+    def step(self) -> None: ...
+    def zero_grad(self) -> None: ...
+
+
+class Schedule(Protocol):
+    """Changes the learning rate of its optimizer; `fit` calls it after every batch."""
+
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch brought. Training numbers are means over the epoch, while the weights moved."""
+
+    epoch: int
+    lr: float
+    seconds: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    val_auc: float | None = None
+
+    def summary(self) -> str:
+        """One line for people."""
+        text = f"loss {self.train_loss:.4f}  acc {self.train_accuracy:7.2%}"
+        if self.val_loss is not None:
+            text += (
+                f"  |  val loss {self.val_loss:.4f}  acc {self.val_accuracy:7.2%}  auc {self.val_auc:.4f}"
+            )
+        return f"{text}  |  {self.seconds:.1f} s"
+
+
+def train_step(
+    model: Layer, optimizer: Optimizer, x: np.ndarray, labels: np.ndarray, *, loss: Loss = cross_entropy
+) -> tuple[float, np.ndarray]:
+    """One step of gradient descent on the batch x (B, C, *spatial); returns the loss and the logits."""
+    logits, backward = model.forward(x)
+    value, dlogits = loss(logits, labels)
+    backward(dlogits)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(value), logits
+
+
+def fit(
+    model: Layer,
+    train: Split,
+    optimizer: Optimizer,
+    epochs: int,
+    *,
+    normalise: Callable[[np.ndarray], np.ndarray],
+    val: Split | None = None,
+    batch_size: int = 64,
+    loss: Loss = cross_entropy,
+    schedule: Schedule | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+    history: Iterable[EpochRecord] = (),
+    progress: Progress | None = None,
+    after_epoch: Callable[[list[EpochRecord]], None] | None = None,
+) -> list[EpochRecord]:
+    """Train `model` in place until `epochs` epochs are done and return their records.
+
+    Parameters
+    ----------
+    normalise
+        Maps a batch of images (B, C, *spatial) to float32 input, see `fastconv.training.data.Normalise`.
+    val
+        Measured after every epoch; takes no part in the training.
+    schedule
+        Stepped after every batch.
+    augment
+        ``augment(x, rng) -> x``, applied to training batches.
+    seed
+        Epoch e draws its order and augmentation from a generator seeded by (seed, e), whatever came
+        before. So a run that is resumed at an epoch goes on as if it had never stopped.
+    history
+        Records of the epochs that are done; the first epoch to run is the one after them.
+    after_epoch
+        Called with the records so far after each epoch, for instance to write a checkpoint.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is NaN or infinite: the run has diverged.
+    """
+    records = list(history)
+    steps = math.ceil(len(train) / batch_size)
+    for epoch in range(len(records) + 1, epochs + 1):
+        start = time.perf_counter()
+        rng = np.random.default_rng((seed, epoch))
+        lr = optimizer.lr
+        seen = correct = 0
+        total = 0.0
+        batch_iterator = batches(train, batch_size, normalise=normalise, rng=rng, augment=augment)
+        for step, (x, labels) in enumerate(batch_iterator, 1):
+            value, logits = train_step(model, optimizer, x, labels, loss=loss)
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"fit: the loss is {value} in epoch {epoch}, step {step}: training has diverged. "
+                    f"Hint: lower the learning rate (it was {lr:g} at the start of the epoch)"
+                )
+            if schedule is not None:
+                schedule.step()
+            seen += len(labels)
+            correct += int((logits.argmax(axis=1) == labels).sum())
+            total += value * len(labels)
+            if progress is not None:
+                progress.step(epoch, step, steps, f"loss {total / seen:.4f}  acc {correct / seen:.2%}")
+        measured = None if val is None else evaluate(model, val, normalise=normalise, loss=loss)
+        records.append(
+            EpochRecord(
+                epoch=epoch,
+                lr=lr,
+                seconds=time.perf_counter() - start,
+                train_loss=total / seen,
+                train_accuracy=correct / seen,
+                val_loss=None if measured is None else measured.loss,
+                val_accuracy=None if measured is None else measured.accuracy,
+                val_auc=None if measured is None else measured.auc,
+            )
+        )
+        if progress is not None:
+            progress.epoch(epoch, records[-1].summary())
+        if after_epoch is not None:
+            after_epoch(records)
+    return records
+
+
+def evaluate(
+    model: Layer,
+    split: Split,
+    *,
+    normalise: Callable[[np.ndarray], np.ndarray],
+    batch_size: int = 256,
+    loss: Loss = cross_entropy,
+) -> Evaluation:
+    """Run `model` in inference over a part of a data set; see `Evaluation` for what comes out."""
+    logits, total = [], 0.0
+    for x, labels in batches(split, batch_size, normalise=normalise):
+        logits.append(model(x))
+        total += float(loss(logits[-1], labels)[0]) * len(labels)
+    probabilities = softmax(np.concatenate(logits).astype(np.float64), 1)
+    return Evaluation(total / len(split), probabilities, split.labels)

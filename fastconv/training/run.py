@@ -1,0 +1,229 @@
+"""A training run that can be stopped and resumed bit for bit: what `fastconv train` does."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastconv import models
+from fastconv.models.cnn3d import cnn3d
+from fastconv.nn import Layer, init
+from fastconv.training.checkpoint import load_checkpoint, save_checkpoint
+from fastconv.training.data import AUGMENTATIONS, Augment, Dataset, Normalise, load_npz
+from fastconv.training.loop import EpochRecord, evaluate, fit
+from fastconv.training.metrics import Evaluation
+from fastconv.training.optim import SGD, Adam, AdamW, CosineLR, MultiStepLR, Optimizer, Schedule
+from fastconv.training.progress import Progress
+
+__all__ = ["MODELS", "OPTIMIZERS", "SCHEDULES", "Recipe", "Run"]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """How to build a network for a data set, and for how many spatial axes it is meant."""
+
+    build: Callable[[Dataset], Layer]
+    axes: tuple[int, ...]
+
+
+MODELS: dict[str, ModelRow] = {
+    "lenet5": ModelRow(lambda d: models.lenet5(d.in_channels, d.num_classes, d.input_size), (1, 2, 3)),
+    "cnn3d": ModelRow(lambda d: cnn3d(d.in_channels, d.num_classes), (3,)),
+}
+
+# How to make it, and the learning rate that suits it.
+OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
+    "adamw": (AdamW, 2e-3),
+    "adam": (Adam, 2e-3),
+    "sgd": (partial(SGD, momentum=0.9, nesterov=True), 2e-2),
+}
+
+SCHEDULES: dict[str, Callable[[Optimizer, int], Schedule]] = {
+    "cosine": lambda optimizer, steps: CosineLR(optimizer, steps, warmup_steps=steps // 20),
+    "step": lambda optimizer, steps: MultiStepLR(optimizer, [steps // 2, 3 * steps // 4]),
+    "constant": lambda optimizer, steps: MultiStepLR(optimizer, []),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result of a run. `lr` None is the optimizer's own in `OPTIMIZERS`."""
+
+    model: str
+    data: str
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "adamw"
+    lr: float | None = None
+    schedule: str = "cosine"
+    augment: tuple[str, ...] = ()
+    val_fraction: float = 0.1
+    seed: int = 0
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.optimizer} at {self.learning_rate:g}",
+            f"{self.schedule} schedule",
+            f"batches of {self.batch_size}",
+            f"seed {self.seed}",
+            *self.augment,
+        ]
+        return ", ".join(parts)
+
+    @property
+    def learning_rate(self) -> float:
+        return OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
+
+
+class Run:
+    """A recipe with its data, network and optimizer, after `len(history)` epochs.
+
+    Raises
+    ------
+    OSError, ValueError
+        The data cannot be read, or the network is not for data of that shape.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.dataset = load_npz(recipe.data, val_fraction=recipe.val_fraction, seed=recipe.seed)
+        row = MODELS[recipe.model]
+        if len(self.dataset.input_size) not in row.axes:
+            raise ValueError(
+                f"{recipe.data}: images have shape {self.dataset.input_size}, but model {recipe.model!r} needs "
+                f"{' or '.join(map(str, row.axes))} spatial axes. Hint: models: {', '.join(MODELS)}"
+            )
+        self.normalise = Normalise.fit(self.dataset.train.images)
+        init.seed(recipe.seed)
+        self.model = row.build(self.dataset)
+        self.optimizer = OPTIMIZERS[recipe.optimizer][0](self.model.parameters(), lr=recipe.learning_rate)
+        steps = recipe.epochs * -(-len(self.dataset.train) // recipe.batch_size)
+        self.schedule = SCHEDULES[recipe.schedule](self.optimizer, steps)
+        self.history: list[EpochRecord] = []
+
+    @classmethod
+    def resume(cls, path: str | Path, changes: dict[str, Any]) -> Run:
+        """Rebuild the run that wrote the checkpoint at `path`.
+
+        Parameters
+        ----------
+        path
+            What `save` wrote.
+        changes
+            Fields of the recipe to check against it. Only two may differ: `data`, if the file has moved,
+            and `epochs`; with more or fewer epochs a schedule that depends on them goes on along the
+            curve of the new number.
+
+        Raises
+        ------
+        OSError, ValueError
+            The checkpoint or the data cannot be read, do not belong together, or `changes` asks for
+            another recipe.
+        """
+        state = load_checkpoint(path)
+        try:
+            stored = state["recipe"]
+            recipe = Recipe(**stored | {"augment": tuple(stored["augment"])})
+            for name, value in changes.items():
+                if name not in ("data", "epochs") and value != getattr(recipe, name):
+                    raise ValueError(
+                        f"it was made with {name} {getattr(recipe, name)!r}, but {value!r} is given. "
+                        "Hint: leave it out, or start anew with another --out"
+                    )
+            run = cls(replace(recipe, **changes))
+            if run._fingerprint() != state["data"]:
+                raise ValueError(f"it was trained on other data than {run.recipe.data}")
+            run._restore(state)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: cannot resume: {error}") from error
+        return run
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint; see `fastconv.training.checkpoint.save_checkpoint`."""
+        save_checkpoint(
+            path,
+            {
+                "recipe": asdict(self.recipe),
+                "data": self._fingerprint(),
+                "normalise": asdict(self.normalise),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "rng": {name: rng.bit_generator.state for name, rng in self._generators().items()},
+                "history": [asdict(record) for record in self.history],
+            },
+        )
+
+    def train(self, checkpoint: str | Path) -> None:
+        """Train until the recipe's epochs are done, writing `checkpoint` at the start and after each epoch."""
+        self.save(checkpoint)
+
+        def after_epoch(history: list[EpochRecord]) -> None:
+            self.history = list(history)
+            self.save(checkpoint)
+
+        with Progress(self.recipe.epochs) as progress:
+            fit(
+                self.model,
+                self.dataset.train,
+                self.optimizer,
+                self.recipe.epochs,
+                normalise=self.normalise,
+                val=self.dataset.val,
+                batch_size=self.recipe.batch_size,
+                schedule=self.schedule,
+                augment=self._augment() if self.recipe.augment else None,
+                seed=self.recipe.seed,
+                history=self.history,
+                progress=progress,
+                after_epoch=after_epoch,
+            )
+
+    def test(self) -> Evaluation:
+        """Measure the network on the test part."""
+        return evaluate(self.model, self.dataset.test, normalise=self.normalise)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for name, generator in self._generators().items():
+            generator.bit_generator.state = state["rng"][name]
+        known = {field.name for field in fields(EpochRecord)}
+        self.history = [
+            EpochRecord(**{name: value for name, value in record.items() if name in known})
+            for record in state["history"]
+        ]
+
+    def _generators(self) -> dict[str, np.random.Generator]:
+        """Whatever dropout and its like draw from: the generator of the process and those of layers."""
+        own = {
+            f"layer {name}.{attribute}": value
+            for name, layer in self.model.named_layers()
+            for attribute, value in vars(layer).items()
+            if isinstance(value, np.random.Generator)
+        }
+        return {"process": init.default_rng} | own
+
+    def _fingerprint(self) -> dict[str, Any]:
+        train = self.dataset.train
+        return {
+            "shape": list(train.images.shape),
+            "crc32": [zlib.crc32(array.tobytes()) for array in (train.images, train.labels)],
+        }
+
+    def _augment(self) -> Augment:
+        steps = [AUGMENTATIONS[name] for name in self.recipe.augment]
+
+        def augment(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            for step in steps:
+                x = step(x, rng)
+            return x
+
+        return augment
