@@ -11,18 +11,17 @@ explain, show_config, config
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 try:
-    import fastconv.backends._cpu  # noqa: F401
+    import fastconv.backends._cpu
 except ModuleNotFoundError as error:
     if error.name != "fastconv.backends._cpu":
         raise
     raise ImportError(
-        f"fastconv was imported from {Path(__file__).parent}, where its compiled part is missing: this is a source "
+        f"fastconv was imported from {__path__[0]}, where its compiled part is missing: this is a source "
         "folder that is not built. Hint: `pip install -e .` builds it in place; to use an installed fastconv, "
         "run from another folder (`pytest` rather than `python -m pytest`)"
     ) from error
@@ -34,7 +33,7 @@ from fastconv.functional.conv import explain, prepare_conv
 
 if TYPE_CHECKING:
     from fastconv import models, nn, training
-    from fastconv.gradcheck import gradcheck
+    from fastconv.gradient_check import gradcheck
 
 __all__ = [
     "__version__",
@@ -55,7 +54,7 @@ __all__ = [
 
 # Imported when first used: `import fastconv` is to cost little more than NumPy.
 _LAZY = {
-    "gradcheck": ("fastconv.gradcheck", "gradcheck"),
+    "gradcheck": ("fastconv.gradient_check", "gradcheck"),
     "models": ("fastconv.models", None),
     "nn": ("fastconv.nn", None),
     "training": ("fastconv.training", None),

@@ -8,7 +8,7 @@ import pytest
 
 from fastconv import nn
 from fastconv.arrays import memory_order, to_channels_last
-from fastconv.gradcheck import GradcheckError, gradcheck
+from fastconv.gradient_check import GradcheckError, gradcheck
 from fastconv.models.lenet import RBFOutput, ScaledTanh, SparseConv, Subsampling, lenet5
 
 F64 = {"dtype": np.float64, "rng": 0}

@@ -7,7 +7,7 @@ import pytest
 
 from fastconv import nn
 from fastconv.arrays import memory_order, to_channels_last
-from fastconv.gradcheck import gradcheck
+from fastconv.gradient_check import gradcheck
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
