@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _backend() -> ModuleType:
     """The compiled pools, unless the reference is forced."""
-    return reference if settings().algorithm == "reference" or not hasattr(cpu, "max_pool") else cpu
+    return reference if settings().algorithm == "reference" else cpu
 
 
 def _by_ndim(function: F) -> tuple[F, F, F]:
@@ -93,20 +93,22 @@ def _same(op: str, name: str, array: object, like: Array, alone: bool, shape: tu
     return other
 
 
-def _positions(op: str, indices: object, alone: bool, shape: tuple[int, ...] | None,
-               plane: int | None = None) -> Array:
-    """Adopt indices; check their shape, and that they lie in a plane of `plane` elements."""
+def _positions(op: str, indices: object, alone: bool, shape: tuple[int, ...] | None, plane: int) -> Array:
+    """Adopt indices; check their shape, and that they lie in a plane of `plane` elements.
+
+    The compiled pools check each position where they use it, which saves two passes over them here.
+    """
     array = as_indices(indices, "indices", op)
     array = array[None] if alone else array
     if shape is not None and array.shape != shape:
         raise ValueError(f"{op}: indices have shape {array.shape}, but {shape} is needed, the shape of the pooled "
                          "array. Hint: pass the indices that max_pool(..., return_indices=True) returned")
-    if plane is not None and array.size:
+    if array.size and _backend() is reference:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= plane:
-            raise ValueError(f"{op}: indices are between {low} and {high}, but must be at least 0 and less than the "
-                             f"number of elements of one channel, {plane}. Hint: indices count within each channel, "
-                             "row by row, without padding")
+            raise ValueError(f"{op}: indices are between {low} and {high}, but positions in a plane of {plane} "
+                             f"elements run from 0 to {plane - 1}. Hint: pass the indices and the input size of the "
+                             "max pool")
     return array
 
 

@@ -1,0 +1,308 @@
+"""The public pools and their gradients: against PyTorch where it has them, else against loops over windows."""
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+from tolerance import assert_close
+
+import fastconv.functional as F
+from fastconv.arrays import memory_order, to_channels_last
+
+NDIMS = [1, 2, 3]
+# Names and order of PyTorch's parameters, by the documentation of torch.nn.functional.
+PARAMETERS = {
+    "max_pool": ["input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"],
+    "avg_pool": ["input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"],
+    "lp_pool": ["input", "norm_type", "kernel_size", "stride", "ceil_mode"],
+    "adaptive_avg_pool": ["input", "output_size"],
+    "adaptive_max_pool": ["input", "output_size", "return_indices"],
+    "max_unpool": ["input", "indices", "kernel_size", "stride", "padding", "output_size"],
+}
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: object = np.float64) -> np.ndarray:
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def cases(ndim: int, count: int):
+    """Yield (rng, input, sliding-window parameters that PyTorch takes) in all memory orders, batched or not."""
+    rng = np.random.default_rng(ndim)
+    found = 0
+    while found < count:
+        size, kernel, stride = (tuple(int(v) for v in rng.integers(1, top, ndim)) for top in (10, 4, 4))
+        padding = tuple(int(rng.integers(0, k // 2 + 1)) for k in kernel)
+        if any(n < k for n, k in zip(size, kernel, strict=True)):
+            continue
+        found += 1
+        dtype = (np.float32, np.float64)[found % 2]
+        x = normal(rng, int(rng.integers(1, 4)), int(rng.integers(1, 6)), *size, dtype=dtype)
+        if found % 3 == 0:
+            x = to_channels_last(x)
+        if found % 5 == 0:
+            x = x[0]
+        yield rng, x, kernel, stride, padding
+
+
+def torch_of(x: np.ndarray):
+    import torch
+
+    return torch.from_numpy(x.copy()).requires_grad_()
+
+
+def agree(ours, theirs, reduction: int) -> None:
+    assert ours.shape == tuple(theirs.shape)
+    assert_close(ours, theirs.detach().numpy().astype(np.float64), reduction, dtype=ours.dtype)
+
+
+# ---- Against PyTorch --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_max_pool_is_torchs(ndim: int) -> None:
+    torch = pytest.importorskip("torch")
+    theirs, unpool = (getattr(torch.nn.functional, f"max_{kind}{ndim}d") for kind in ("pool", "unpool"))
+    ours = getattr(F, f"max_pool{ndim}d")
+    for rng, x, kernel, stride, padding in cases(ndim, 60):
+        dilation = tuple(int(v) for v in rng.integers(1, 3, ndim))
+        if any(n + 2 * p < d * (k - 1) + 1
+               for n, p, d, k in zip(x.shape[-ndim:], padding, dilation, kernel, strict=True)):
+            dilation = 1
+        ceil_mode = bool(rng.integers(2))
+        t = torch_of(x)
+        y_t, at_t = theirs(t, kernel, stride, padding, dilation, ceil_mode, True)
+        y, at = ours(x, kernel, stride, padding, dilation, ceil_mode, True)
+        np.testing.assert_array_equal(y, y_t.detach().numpy())
+        np.testing.assert_array_equal(at, at_t.numpy())
+        np.testing.assert_array_equal(ours(x, kernel, stride, padding, dilation, ceil_mode), y)
+        dy = normal(rng, *y.shape, dtype=x.dtype)
+        y_t.backward(torch.from_numpy(dy))
+        agree(F.max_pool_grad(dy, at, x.shape, ndim=ndim), t.grad, 9)
+        if not any(padding) and dilation == 1 and stride == kernel:
+            up = unpool(y_t.detach(), at_t, kernel, stride, 0, x.shape[-ndim:])
+            np.testing.assert_array_equal(getattr(F, f"max_unpool{ndim}d")(y, at, kernel, stride, 0, x.shape), up)
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_avg_pool_is_torchs(ndim: int) -> None:
+    torch = pytest.importorskip("torch")
+    theirs, ours = (getattr(place, f"avg_pool{ndim}d") for place in (torch.nn.functional, F))
+    for rng, x, kernel, stride, padding in cases(ndim, 60):
+        options = [kernel, stride, padding, bool(rng.integers(2)), bool(rng.integers(2))]
+        if ndim > 1:
+            options.append([None, 3, -2][int(rng.integers(3))])
+        t = torch_of(x)
+        y_t = theirs(t, *options)
+        y = ours(x, *options)
+        agree(y, y_t, 27)
+        dy = normal(rng, *y.shape, dtype=x.dtype)
+        y_t.backward(torch.from_numpy(dy))
+        agree(F.avg_pool_grad(dy, x.shape, *options, ndim=ndim), t.grad, 27)
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+@pytest.mark.parametrize("p", [1, 2, 3, 1.5])
+def test_lp_pool_is_torchs(ndim: int, p: float) -> None:
+    torch = pytest.importorskip("torch")
+    theirs, ours = (getattr(place, f"lp_pool{ndim}d") for place in (torch.nn.functional, F))
+    for rng, x, kernel, stride, _ in cases(ndim, 20):
+        # In float64, because both sides round powers and roots; away from 0, where roots have no derivative.
+        x = np.abs(x.astype(np.float64)) + 0.1
+        ceil_mode = bool(rng.integers(2))
+        t = torch_of(x)
+        if ndim == 1:  # PyTorch's takes no tuples
+            kernel, stride = kernel[0], stride[0]
+        y_t = theirs(t, p, kernel, stride, ceil_mode)
+        y = ours(x, p, kernel, stride, ceil_mode)
+        np.testing.assert_allclose(y, y_t.detach(), rtol=1e-13)
+        dy = normal(rng, *y.shape, dtype=x.dtype)
+        y_t.backward(torch.from_numpy(dy))
+        dx = F.lp_pool_grad(dy, x, y, p, kernel, stride, ceil_mode, ndim=ndim)
+        np.testing.assert_allclose(dx, t.grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_adaptive_pools_are_torchs(ndim: int) -> None:
+    torch = pytest.importorskip("torch")
+    avg_t, avg = (getattr(place, f"adaptive_avg_pool{ndim}d") for place in (torch.nn.functional, F))
+    max_t, maximum = (getattr(place, f"adaptive_max_pool{ndim}d") for place in (torch.nn.functional, F))
+    for rng, x, *_ in cases(ndim, 40):
+        output_size = tuple(int(v) for v in rng.integers(1, 12, ndim))
+        t, s = torch_of(x), torch_of(x)
+        y_t, (z_t, at_t) = avg_t(t, output_size), max_t(s, output_size, return_indices=True)
+        y, (z, at) = avg(x, output_size), maximum(x, output_size, True)
+        agree(y, y_t, 27)
+        np.testing.assert_array_equal(z, z_t.detach().numpy())
+        np.testing.assert_array_equal(at, at_t.numpy())
+        dy = normal(rng, *y.shape, dtype=x.dtype)
+        y_t.backward(torch.from_numpy(dy))
+        z_t.backward(torch.from_numpy(dy))
+        agree(F.adaptive_avg_pool_grad(dy, x.shape, ndim=ndim), t.grad, 27)
+        agree(F.max_pool_grad(dy, at, x.shape, ndim=ndim), s.grad, 27)
+
+
+# ---- Beyond PyTorch ---------------------------------------------------------------------------------------------
+
+
+def sliding(x: np.ndarray, kernel: tuple[int, ...], stride: int, pads: tuple[tuple[int, int], ...],
+            dilation: int) -> np.ndarray:
+    """All windows of `x` (N, C, *spatial) padded with NaN: (N, C, *out_size, taps)."""
+    padded = np.pad(x, ((0, 0), (0, 0), *pads), constant_values=np.nan)
+    outputs = [range(0, n - dilation * (k - 1), stride) for n, k in zip(padded.shape[2:], kernel, strict=True)]
+    taps = [[padded[(..., *(slice(o + t * dilation, o + t * dilation + 1) for o, t in zip(at, tap, strict=True)))]
+             for tap in np.ndindex(*kernel)] for at in itertools.product(*outputs)]
+    stacked = np.array(taps).reshape(*map(len, outputs), len(taps[0]), *x.shape[:2])
+    return np.moveaxis(stacked, (-2, -1), (0, 1))
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_asymmetric_padding_and_dilation(ndim: int) -> None:
+    x = normal(np.random.default_rng(0), 2, 3, *(7, 8, 9)[:ndim])
+    kernel, pads = (3, 2, 2)[:ndim], ((1, 2), (0, 2), (2, 0))[:ndim]
+    windows = sliding(x, kernel, 2, pads, 2)
+    volume = windows.shape[-1]
+    np.testing.assert_array_equal(F.max_pool(x, kernel, 2, pads, 2), np.nanmax(windows, -1))
+    total, inside = np.nansum(windows, -1), np.sum(~np.isnan(windows), -1)
+    for options, divisor in (((True, None), volume), ((False, None), inside), ((True, 5), 5)):
+        y = F.avg_pool(x, kernel, 2, pads, False, *options, dilation=2)
+        np.testing.assert_allclose(y, total / divisor, rtol=1e-13, atol=1e-14)
+        # The gradient is the transpose: <pool(x), dy> = <x, pool_grad(dy)>.
+        dy = normal(np.random.default_rng(1), *y.shape)
+        dx = F.avg_pool_grad(dy, x.shape, kernel, 2, pads, False, *options, dilation=2)
+        np.testing.assert_allclose(np.vdot(y, dy), np.vdot(x, dx), rtol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["same", "same_lower", "valid"])
+def test_named_padding(padding: str) -> None:
+    x = normal(np.random.default_rng(0), 1, 2, 7, 10)
+    y = F.max_pool2d(x, (3, 4), 3, padding)
+    # Height: (3 - 1) * 3 + 3 - 7 = 2 elements; width: (4 - 1) * 3 + 4 - 10 = 3 elements.
+    pads = {"same": ((1, 1), (1, 2)), "same_lower": ((1, 1), (2, 1)), "valid": ((0, 0), (0, 0))}[padding]
+    np.testing.assert_array_equal(y, np.nanmax(sliding(x, (3, 4), 3, pads, 1), -1))
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_global_pools(ndim: int) -> None:
+    x = normal(np.random.default_rng(0), 2, 3, *(4, 5, 6)[:ndim])
+    axes = tuple(range(2, 2 + ndim))
+    np.testing.assert_allclose(F.global_avg_pool(x), x.mean(axes, keepdims=True), rtol=1e-12)
+    y, at = F.global_max_pool(x, return_indices=True)
+    np.testing.assert_array_equal(y, x.max(axes, keepdims=True))
+    np.testing.assert_array_equal(at.reshape(2, 3), x.reshape(2, 3, -1).argmax(-1))
+    dy = normal(np.random.default_rng(1), *y.shape)
+    np.testing.assert_allclose(F.adaptive_avg_pool_grad(dy, x.shape), np.broadcast_to(dy, x.shape) / x[0, 0].size)
+
+
+def test_max_unpool_grad_gathers() -> None:
+    rng = np.random.default_rng(0)
+    x = normal(rng, 2, 3, 6, 8)
+    y, at = F.max_pool2d(x, 2, return_indices=True)
+    np.testing.assert_array_equal(F.max_unpool_grad(x, at), y)
+    # The transpose of max_unpool, as of every gather.
+    dy = normal(rng, *x.shape)
+    up = F.max_unpool2d(y, at, 2)
+    np.testing.assert_allclose(np.vdot(up, dy), np.vdot(y, F.max_unpool_grad(dy, at)), rtol=1e-12)
+
+
+def test_nan_and_infinity() -> None:
+    x = np.array([[[1, np.nan, 0, -np.inf, np.inf, 2, -np.inf, -np.inf]]])
+    y, at = F.max_pool1d(x, 2, return_indices=True)
+    np.testing.assert_array_equal(y, [[[np.nan, 0, np.inf, -np.inf]]])
+    assert at.tolist() == [[[1, 2, 4, 6]]]
+    np.testing.assert_array_equal(F.avg_pool1d(x, 2), [[[np.nan, -np.inf, np.inf, -np.inf]]])
+
+
+# ---- Conventions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_results_keep_order_and_dtype(order: str, dtype: type) -> None:
+    x = normal(np.random.default_rng(0), 2, 4, 6, 8, dtype=dtype)
+    if order == "channels_last":
+        x = to_channels_last(x)
+    y, at = F.max_pool2d(x, 2, return_indices=True)
+    results = [y, F.avg_pool2d(x, 3, 1, 1), F.lp_pool2d(x, 2, 2), F.adaptive_avg_pool2d(x, 3),
+               F.adaptive_max_pool2d(x, (2, None)), F.max_pool_grad(y, at, x.shape), F.max_unpool2d(y, at, 2),
+               F.max_unpool_grad(x, at), F.avg_pool_grad(y, x.shape, 2), F.lp_pool_grad(y, x, y, 2, 2),
+               F.adaptive_avg_pool_grad(y, x.shape)]
+    assert {r.dtype for r in results} == {np.dtype(dtype)}
+    assert at.dtype == np.int64
+    assert {memory_order(r) for r in (*results, at)} == {order}
+
+
+def test_empty_batches() -> None:
+    x = np.zeros((0, 3, 6, 8), np.float32)
+    y, at = F.max_pool2d(x, 2, return_indices=True)
+    assert y.shape == at.shape == (0, 3, 3, 4)
+    assert F.max_pool_grad(y, at, x.shape).shape == x.shape
+    assert F.max_unpool2d(y, at, 2).shape == x.shape
+    for pooled in (F.avg_pool2d(x, 2), F.lp_pool2d(x, 2, 2), F.adaptive_avg_pool2d(x, (3, 4))):
+        assert pooled.shape == (0, 3, 3, 4)
+    assert F.avg_pool_grad(y, x.shape, 2).shape == x.shape
+    assert F.adaptive_avg_pool2d(np.zeros((2, 3, 6, 8), np.float32), (0, 4)).shape == (2, 3, 0, 4)
+
+
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_without_a_batch(ndim: int) -> None:
+    x = normal(np.random.default_rng(0), 3, *(6, 8, 4)[:ndim])
+    whole = x[None]
+
+    def same(kind: str, *arguments: object, **options: object) -> None:
+        function = getattr(F, f"{kind}{ndim}d")
+        np.testing.assert_array_equal(function(x, *arguments, **options), function(whole, *arguments, **options)[0])
+
+    same("max_pool", 2)
+    same("avg_pool", 3, 2, 1)
+    same("lp_pool", 2, 2)
+    same("adaptive_avg_pool", 3)
+    same("adaptive_max_pool", 3)
+    y, at = F.max_pool(x, 2, return_indices=True, ndim=ndim)
+    for alone, batched in (
+        (F.max_pool_grad(y, at, x.shape, ndim=ndim), F.max_pool_grad(y[None], at[None], whole.shape)),
+        (F.avg_pool_grad(y, x.shape, 2, ndim=ndim), F.avg_pool_grad(y[None], whole.shape, 2)),
+        (F.lp_pool_grad(y, x, y, 2, 2, ndim=ndim), F.lp_pool_grad(y[None], whole, y[None], 2, 2)),
+        (F.adaptive_avg_pool_grad(y, x.shape, ndim=ndim), F.adaptive_avg_pool_grad(y[None], whole.shape)),
+        (F.max_unpool_grad(x, at, ndim=ndim), F.max_unpool_grad(whole, at[None])),
+        (F.max_unpool(y, at, 2, ndim=ndim), F.max_unpool(y[None], at[None], 2)),
+    ):
+        np.testing.assert_array_equal(alone, batched[0])
+
+
+def test_out_is_written_and_returned() -> None:
+    x = normal(np.random.default_rng(0), 2, 4, 6, 8)
+    y, at = F.max_pool2d(x, 2, return_indices=True)
+    calls = [
+        (y.shape, lambda out: F.max_pool2d(x, 2, out=out)),
+        (y.shape, lambda out: F.avg_pool2d(x, 2, out=out)),
+        (y.shape, lambda out: F.lp_pool2d(x, 2, 2, out=out)),
+        (y.shape, lambda out: F.adaptive_avg_pool2d(x, (3, 4), out=out)),
+        (y.shape, lambda out: F.adaptive_max_pool2d(x, (3, 4), out=out)),
+        (x.shape, lambda out: F.max_pool_grad(y, at, x.shape, out=out)),
+        (x.shape, lambda out: F.avg_pool_grad(y, x.shape, 2, out=out)),
+        (x.shape, lambda out: F.lp_pool_grad(y, x, y, 2, 2, out=out)),
+        (x.shape, lambda out: F.adaptive_avg_pool_grad(y, x.shape, out=out)),
+        (x.shape, lambda out: F.max_unpool2d(y, at, 2, out=out)),
+        (y.shape, lambda out: F.max_unpool_grad(x, at, out=out)),
+    ]
+    for shape, call in calls:
+        expected = call(None)
+        # A slice of the channels of a larger array, as blocks that concatenate use it.
+        larger = np.full((shape[0], 2 * shape[1], *shape[2:]), np.nan)
+        for out in (larger[:, ::2], to_channels_last(larger)[:, 3:7]):
+            result = call(out)
+            assert np.shares_memory(result, out)
+            np.testing.assert_array_equal(out, expected)
+        assert np.isnan(larger[:, 1::2]).all()
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+@pytest.mark.parametrize("ndim", NDIMS)
+def test_each_dimension_has_a_real_signature(kind: str, ndim: int) -> None:
+    general, fixed = getattr(F, kind), getattr(F, f"{kind}{ndim}d")
+    assert fixed.__name__ == f"{kind}{ndim}d"
+    expected = [p for p in inspect.signature(general).parameters.values() if p.name != "ndim"]
+    assert list(inspect.signature(fixed).parameters.values()) == expected
+    assert "Parameters" in fixed.__doc__
+    assert [p.name for p in expected][: len(PARAMETERS[kind])] == PARAMETERS[kind]
