@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
 from fastconv.functional.conv import (
+    PreparedConv,
     conv,
     conv_bias_grad,
     conv_input_grad,
@@ -120,15 +120,18 @@ class _Conv(_ConvBase):
                  *, dtype: DTypeLike = np.float32, rng: np.random.Generator | int | None = None) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          dtype, rng)
-        self._prepared: tuple[tuple[int, int], Callable[[Array], Array]] | None = None
+        self._prepared: tuple[tuple[int, int], PreparedConv] | None = None
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
-        """Run on `x` of shape (N, in_channels, \\*spatial) or (in_channels, \\*spatial); see `Layer.forward`."""
+    def forward(self, x: Array, out: Array | None = None) -> tuple[Array, Backward]:
+        """Run on `x` of shape (N, in_channels, \\*spatial) or (in_channels, \\*spatial); see `Layer.forward`.
+
+        The output is written into `out` if given, which may be a slice of a larger array.
+        """
         weight, bias, version, mode = self.weight, self.bias, self.weight.version, self.padding_mode
         x = as_array(x, "input", type(self).__name__)
         batched = x.ndim == self.ndim + 2
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        y = conv(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode)
+        y = conv(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode, out=out)
 
         def backward(dy: Array) -> Array:
             weight.check_version(version, "weight")
@@ -141,8 +144,8 @@ class _Conv(_ConvBase):
 
         return y, backward
 
-    def __call__(self, x: Array) -> Array:
-        """Run inference with packed weights, which are kept until a parameter is written."""
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Run inference, into `out` if given, with packed weights, which are kept until a parameter is written."""
         versions = (self.weight.version, self.bias.version if self.bias else 0)
         prepared = self._prepared
         if prepared is None or prepared[0] != versions:
@@ -150,7 +153,7 @@ class _Conv(_ConvBase):
             self._prepared = prepared = (versions, prepare_conv(
                 self.weight.value, self.bias.value if self.bias else None, self.stride, self.padding, self.dilation,
                 self.groups, padding_mode=self.padding_mode))
-        return prepared[1](x)
+        return prepared[1](x, out=out)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_prepared": None}

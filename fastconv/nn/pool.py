@@ -35,10 +35,13 @@ class _MaxLike(_Pool):
 
     return_indices: bool = False
 
-    def forward(self, x: Array) -> tuple[Any, Backward]:
-        """Run on `x`; with `return_indices` the output is a tuple ``(y, indices)``, `backward` takes dy alone."""
+    def forward(self, x: Array, out: Array | None = None) -> tuple[Any, Backward]:
+        """Run on `x`, into `out` if given.
+
+        With `return_indices` the output is a tuple ``(y, indices)``, `backward` takes dy alone.
+        """
         x, ndim = as_array(x, "input", type(self).__name__), self.ndim
-        y, indices = self._pool(x, True)
+        y, indices = self._pool(x, True, out)
         new_input = allocator(x)
 
         def backward(dy: Array) -> Array:
@@ -47,11 +50,11 @@ class _MaxLike(_Pool):
 
         return ((y, indices) if self.return_indices else y), backward
 
-    def __call__(self, x: Array) -> Any:
-        """Run inference."""
-        return self._pool(x, self.return_indices)
+    def __call__(self, x: Array, out: Array | None = None) -> Any:
+        """Run inference, into `out` if given."""
+        return self._pool(x, self.return_indices, out)
 
-    def _pool(self, x: Array, indices: bool) -> Any:
+    def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
         raise NotImplementedError
 
 
@@ -83,9 +86,9 @@ class _MaxPool(_MaxLike):
         self.return_indices = return_indices
         self.ceil_mode = ceil_mode
 
-    def _pool(self, x: Array, indices: bool) -> Any:
+    def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
         return pool.max_pool(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, indices,
-                             ndim=self.ndim)
+                             ndim=self.ndim, out=out)
 
 
 @inherit_doc
@@ -126,8 +129,8 @@ class _AdaptiveMaxPool(_MaxLike):
         self.output_size = output_size
         self.return_indices = return_indices
 
-    def _pool(self, x: Array, indices: bool) -> Any:
-        return pool.adaptive_max_pool(x, self.output_size, indices, ndim=self.ndim)
+    def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
+        return pool.adaptive_max_pool(x, self.output_size, indices, ndim=self.ndim, out=out)
 
 
 @inherit_doc
@@ -154,8 +157,8 @@ class AdaptiveMaxPool3d(_AdaptiveMaxPool):
 class GlobalMaxPool(_MaxLike):
     """Maximum of each channel of (N, C, \\*spatial) in any number of axes, as (N, C, 1, ...)."""
 
-    def _pool(self, x: Array, indices: bool) -> Any:
-        return pool.global_max_pool(x, indices)
+    def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
+        return pool.global_max_pool(x, indices, out=out)
 
 
 class _AvgPool(_Pool):
@@ -189,12 +192,12 @@ class _AvgPool(_Pool):
         self.divisor_override = divisor_override
         self.dilation = self._sizes("dilation", dilation, 1)
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
-        """Run on `x`; see `Layer.forward`."""
+    def forward(self, x: Array, out: Array | None = None) -> tuple[Array, Backward]:
+        """Run on `x`, into `out` if given; see `Layer.forward`."""
         x, ndim, dilation = as_array(x, "input", type(self).__name__), self.ndim, self.dilation
         settings = (self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
                     self.divisor_override)
-        y = pool.avg_pool(x, *settings, dilation=dilation, ndim=ndim)
+        y = pool.avg_pool(x, *settings, dilation=dilation, ndim=ndim, out=out)
         new_input = allocator(x)
 
         def backward(dy: Array) -> Array:
@@ -202,6 +205,10 @@ class _AvgPool(_Pool):
             return pool.avg_pool_grad(dy, dx.shape, *settings, dilation=dilation, ndim=ndim, out=dx)
 
         return y, backward
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Run inference, into `out` if given."""
+        return self.forward(x, out)[0]
 
 
 @inherit_doc
