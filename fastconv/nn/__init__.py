@@ -3,7 +3,7 @@
 ``y, backward = layer.forward(x)`` trains, ``layer(x)`` infers; see `Layer`.
 """
 
-from fastconv.nn import init
+from fastconv.nn import blocks, init
 from fastconv.nn.basic import (
     DROPOUT,
     Dropout,
@@ -35,6 +35,7 @@ from fastconv.nn.layer import Backward, Buffer, Layer, Leaf, LoadReport, Paramet
 from fastconv.nn.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from fastconv.nn.norm import BATCH_NORM, BatchNorm1d, BatchNorm2d, BatchNorm3d, LocalResponseNorm
 from fastconv.nn.pool import (
+    ADAPTIVE_AVG_POOL,
     AVG_POOL,
     MAX_POOL,
     AdaptiveAvgPool1d,
@@ -60,6 +61,7 @@ from fastconv.nn.pool import (
 )
 
 __all__ = [
+    "ADAPTIVE_AVG_POOL",
     "AVG_POOL",
     "BATCH_NORM",
     "CONV",
@@ -119,6 +121,7 @@ __all__ = [
     "Softmax",
     "Tanh",
     "binary_cross_entropy_with_logits",
+    "blocks",
     "cross_entropy",
     "init",
     "mse_loss",

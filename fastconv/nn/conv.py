@@ -66,13 +66,13 @@ class _ConvBase(Layer):
         """See `Layer.extra_repr`."""
         ones, zeros = (1,) * self.ndim, (0,) * self.ndim
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        settings = (("padding", zeros), ("output_padding", zeros), ("dilation", ones), ("groups", 1),
-                    ("padding_mode", "zeros"))
-        for name, usual in settings:
-            value = getattr(self, name, usual)
+        settings = vars(self) | {"bias": self.bias is not None}
+        for name, usual in (("padding", zeros), ("output_padding", zeros), ("dilation", ones), ("groups", 1),
+                            ("bias", True), ("padding_mode", "zeros")):
+            value = settings.get(name, usual)
             if value != usual:
                 text += f", {name}={value}"
-        return text + ("" if self.bias else ", bias=False")
+        return text
 
 
 class _Conv(_ConvBase):
