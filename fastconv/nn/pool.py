@@ -411,5 +411,6 @@ MAX_POOL: dict[int, type[_MaxPool]] = {1: MaxPool1d, 2: MaxPool2d, 3: MaxPool3d}
 AVG_POOL: dict[int, type[_AvgPool]] = {1: AvgPool1d, 2: AvgPool2d, 3: AvgPool3d}
 """The average pool for each number of spatial axes."""
 
-ADAPTIVE_AVG_POOL: dict[int, type[_AdaptiveAvgPool]] = {1: AdaptiveAvgPool1d, 2: AdaptiveAvgPool2d, 3: AdaptiveAvgPool3d}
+ADAPTIVE_AVG_POOL: dict[int, type[_AdaptiveAvgPool]] = {
+    1: AdaptiveAvgPool1d, 2: AdaptiveAvgPool2d, 3: AdaptiveAvgPool3d}
 """The adaptive average pool for each number of spatial axes."""
