@@ -37,6 +37,22 @@ const char *fc_kernel_name(int index) {
     return index >= 0 && index < (int)(sizeof names / sizeof *names) ? names[index] : NULL;
 }
 
+const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps) {
+    static const struct {
+        const char *name;
+        int points[3], outputs[3], taps;
+    } rows[] = {
+#define FC_WINO(name, nz, ny, nx, mz, my, mx, r) {#name, {nz, ny, nx}, {mz, my, mx}, r},
+#include "winograd.def"
+#undef FC_WINO
+    };
+    if (index < 0 || index >= (int)(sizeof rows / sizeof *rows)) return NULL;
+    memcpy(outputs, rows[index].outputs, sizeof rows[index].outputs);
+    memcpy(points, rows[index].points, sizeof rows[index].points);
+    *taps = rows[index].taps;
+    return rows[index].name;
+}
+
 const void *fc_table_f32(const char *isa);
 const void *fc_table_f64(const char *isa);
 
@@ -88,6 +104,13 @@ FC_BY_TYPE(void, fc_conv_pack, (const fc_conv *p, const void *w, void *packed, i
            (p, w, packed, task))
 FC_BY_TYPE(void, fc_conv_run,
            (const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+            int64_t task),
+           p->l.is_double, (p, in, packed, bias, out, workspace, task))
+FC_BY_TYPE(void, fc_wino_block, (fc_wino *p), p->l.is_double, (p))
+FC_BY_TYPE(void, fc_wino_pack, (const fc_wino *p, const void *w, void *packed, int64_t task), p->l.is_double,
+           (p, w, packed, task))
+FC_BY_TYPE(void, fc_wino_run,
+           (const fc_wino *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
             int64_t task),
            p->l.is_double, (p, in, packed, bias, out, workspace, task))
 FC_BY_TYPE(void, fc_wgrad_block, (fc_wgrad *p), p->l.is_double, (p))

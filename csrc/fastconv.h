@@ -84,6 +84,35 @@ void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task);
 void fc_conv_run(const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                  int64_t task);
 
+/* The same by Winograd's minimal filtering, for lattices with step 1 whose taps fill a 3, 5, 3x3, 5x5 or 3x3x3 box.
+ *
+ * A task takes a block of output tiles (of all images of the batch) and a range of panels of nr out channels:
+ *
+ *      V[point][tile][channel]   transformed patches; stays in L2
+ *      for each panel:  M[point][tile][nr] = V[point] x U[point][channel][nr], one product per point;
+ *                       the outputs of each tile, with bias and relu, from its points of M
+ *
+ * A NaN or infinity in a patch reaches all outputs of its tile. */
+typedef struct {
+    fc_lattice l;
+    int relu;
+    int shape;         /* row of winograd.def */
+    int64_t min_tasks; /* split the panels until there are as many tasks; does not change any result */
+    int64_t first[3];  /* input position of the first tap for output 0 */
+    int64_t tiles[3], tiles_per_image, block_tiles, blocks;
+    int64_t panels, panels_per_task, panel_blocks;
+    int64_t ldv, ldq_v, ldq_m, stage;
+    int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
+} fc_wino;
+
+/* Fills in the blocking from `l`, `relu`, `shape` and `min_tasks`. */
+void fc_wino_block(fc_wino *p);
+void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task);
+void fc_wino_run(const fc_wino *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+                 int64_t task);
+/* Row `index` of winograd.def: its name, outputs per tile and points along each axis, taps; null past the end. */
+const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps);
+
 /* dw[k, c, t] = sum over n, o of in[n, c, o * step + tap_at[t]] * out[n, k, o], where `out` of the lattice is dy.
  *
  * The result is a matrix of r = (tap, channel) rows and k columns; the reduction over (n, o) runs in chunks, whose

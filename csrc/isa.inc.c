@@ -2,6 +2,8 @@
 #include "gather.inc.c"
 #include "gemm.inc.c"
 #include "pool.inc.c"
+#include "transpose.inc.c"
+#include "winograd.inc.c"
 
 #define FC_GLUE3(a, b, c) a##_##b##_##c
 #define FC_TABLE_NAME(type, isa) FC_GLUE3(fc_kernels, type, isa)

@@ -76,6 +76,41 @@ typedef struct {
 } FC_NAME(fc_pool_row);
 #define fc_pool_row FC_NAME(fc_pool_row)
 
+/* One patch of Winograd's input: positions [low, high) along each axis lie inside the input, others are zeros.
+ * Point q of channel c goes to v[q * ldq + c]; channels are contiguous, and v has room for whole vectors. */
+typedef struct {
+    const real *in;
+    int64_t stride[3], low[3], high[3];
+    int64_t channels;
+    real *v;
+    int64_t ldq;
+} FC_NAME(fc_wino_input);
+#define fc_wino_input FC_NAME(fc_wino_input)
+
+/* One tile of Winograd's output: point q of column j comes from m[q * ldq + j]; `count` outputs along each axis are
+ * written, with bias and relu, n contiguous channels each. */
+typedef struct {
+    const real *m;
+    int64_t ldq, n;
+    real *out;
+    int64_t stride[3], count[3];
+    const real *bias;
+    int relu;
+} FC_NAME(fc_wino_output);
+#define fc_wino_output FC_NAME(fc_wino_output)
+
+/* A panel of transformed weights: u[q * ldq + channel * nr + lane], lanes beyond `lanes` are zeros.  tap_w: offsets of
+ * the taps in w, row-major over `taps`. */
+typedef struct {
+    const real *w;
+    const int64_t *tap_w;
+    int64_t channel_stride, lane_stride, channels, lanes;
+    int points[3], taps[3];
+    real *u;
+    int64_t ldq;
+} FC_NAME(fc_wino_weights);
+#define fc_wino_weights FC_NAME(fc_wino_weights)
+
 typedef struct {
     const char *isa;
     int vl, mr, nr; /* lanes, rows and columns of the largest tile; nr = 2 * vl */

@@ -38,6 +38,17 @@ cdef extern from "fastconv.h" nogil:
     void fc_conv_run(const fc_conv *p, const void *x, const void *packed, const void *bias, void *out,
                      void *workspace, int64_t task)
 
+    ctypedef struct fc_wino:
+        fc_lattice l
+        int relu, shape
+        int64_t min_tasks, tasks, pack_tasks, packed_bytes, workspace_bytes
+
+    void fc_wino_block(fc_wino *p)
+    void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task)
+    void fc_wino_run(const fc_wino *p, const void *x, const void *packed, const void *bias, void *out,
+                     void *workspace, int64_t task)
+    const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps)
+
     ctypedef struct fc_wgrad:
         fc_lattice l
         int64_t splits, tasks, merge_tasks, partial_bytes, workspace_bytes

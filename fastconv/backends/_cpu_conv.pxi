@@ -42,16 +42,99 @@ cdef class Packed:
         return self.buffer.size
 
 
-cdef class ConvPlan:
-    """The sum of one or more lattices that write disjoint parts of one output: forward pass or data gradient."""
+cdef struct Operands:
+    const char *x
+    const char *packed
+    const char *bias
+    char *out
+
+
+cdef class _Plan:
+    """What plans have in common: out = conv(x, w) + bias in tasks, with weights that are packed in tasks."""
+    cdef size_t workspace
+    cdef readonly int64_t tasks
+    cdef readonly int64_t pack_tasks
+    cdef readonly int64_t packed_bytes
+    cdef readonly tuple layout
+
+    cdef void run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
+        pass
+
+    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
+        pass
+
+    @property
+    def workspace_bytes(self):
+        """Bytes of workspace for each thread."""
+        return self.workspace
+
+    cdef void pack_all(self, const char *w, char *packed, int threads) noexcept nogil:
+        cdef int64_t task
+        if threads == 1 or self.pack_tasks == 1:
+            for task in range(self.pack_tasks):
+                self.pack_task(w, packed, task)
+        else:
+            for task in prange(self.pack_tasks, num_threads=threads, schedule="static"):
+                self.pack_task(w, packed, task)
+
+    def pack(self, w, int threads):
+        """Weights in this plan's layout, for `run`."""
+        cdef Packed packed = Packed()
+        cdef const char *from_ = data_of(w)
+        packed.layout = self.layout
+        packed.buffer = take(self.packed_bytes)
+        with nogil:
+            self.pack_all(from_, packed.buffer.data, threads)
+        return packed
+
+    def run(self, x, w, bias, out, int threads):
+        """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it."""
+        cdef Operands o
+        cdef const char *w_ = NULL
+        cdef Buffer own = None
+        cdef Buffer workspaces
+        cdef char *workspace
+        cdef size_t size = (self.workspace + 4095) & ~<size_t>4095
+        cdef uint64_t state = 0
+        cdef int64_t task
+        o.x, o.out = data_of(x), data_of(out, True)
+        o.bias = NULL if bias is None else data_of(bias)
+        if type(w) is Packed:
+            if (<Packed>w).layout != self.layout:
+                raise ValueError("packed weights belong to another plan")
+            o.packed = (<Packed>w).buffer.data
+        else:
+            w_ = data_of(w)
+            own = take(self.packed_bytes)
+            o.packed = own.data
+        threads = max(1, min(<int64_t>threads, self.tasks))
+        workspaces = take(size * threads)
+        workspace = workspaces.data
+        with nogil:
+            if w_ != NULL:
+                self.pack_all(w_, <char *>o.packed, threads)
+            if threads == 1:
+                state = fc_flush_denormals()
+                for task in range(self.tasks):
+                    self.run_task(&o, workspace, task)
+                fc_restore_denormals(state)
+            else:
+                with parallel(num_threads=threads):
+                    state = fc_flush_denormals()
+                    for task in prange(self.tasks, schedule="dynamic"):
+                        self.run_task(&o, workspace + threadid() * size, task)
+                    fc_restore_denormals(state)
+        give(workspaces)
+        if own is not None:
+            give(own)
+
+
+cdef class ConvPlan(_Plan):
+    """One or more lattices that write disjoint parts of one output: forward pass or data gradient."""
     cdef list lattices
     cdef fc_conv *parts
     cdef int64_t *packed_at  # bytes, where the weights of a part begin
     cdef int n_parts
-    cdef size_t workspace
-    cdef readonly int64_t tasks
-    cdef readonly int64_t packed_bytes
-    cdef readonly tuple layout
 
     def __cinit__(self, lattices, str isa, bint is_double, bint gather, bint relu):
         cdef int i
@@ -72,6 +155,7 @@ cdef class ConvPlan:
             self.packed_at[i] = self.packed_bytes
             self.packed_bytes += (part.packed_bytes + 63) & ~63
             self.tasks += part.tasks
+            self.pack_tasks += part.pack_tasks
             self.workspace = max(self.workspace, <size_t>part.workspace_bytes)
             layout += [part.pixels_are_rows, part.packed_bytes, part.pack_tasks, part.l.taps]
         self.layout = tuple(layout)
@@ -81,87 +165,60 @@ cdef class ConvPlan:
         free(self.packed_at)
 
     @property
-    def workspace_bytes(self):
-        """Bytes of workspace for each thread."""
-        return self.workspace
-
-    @property
     def pixels_are_rows(self):
         """Whether the tiles' columns are out channels (else pixels)."""
         return bool(self.parts[0].pixels_are_rows)
 
-    cdef void pack_all(self, const char *w, char *packed, int threads) noexcept nogil:
-        cdef int i
-        cdef int64_t task
-        cdef fc_conv *part
-        for i in range(self.n_parts):
-            part = &self.parts[i]
-            if threads == 1 or part.pack_tasks == 1:
-                for task in range(part.pack_tasks):
-                    fc_conv_pack(part, w, packed + self.packed_at[i], task)
-            else:
-                for task in prange(part.pack_tasks, num_threads=threads, schedule="static"):
-                    fc_conv_pack(part, w, packed + self.packed_at[i], task)
+    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
+        cdef int i = 0
+        while task >= self.parts[i].pack_tasks:
+            task -= self.parts[i].pack_tasks
+            i += 1
+        fc_conv_pack(&self.parts[i], w, packed + self.packed_at[i], task)
 
-    def pack(self, w, int threads):
-        """Weights in this plan's layout, for `run`."""
-        cdef Packed packed = Packed()
-        cdef const char *from_ = data_of(w)
-        packed.layout = self.layout
-        packed.buffer = take(self.packed_bytes)
-        with nogil:
-            self.pack_all(from_, packed.buffer.data, threads)
-        return packed
-
-    cdef void run_task(self, const char *x, const char *packed, const char *bias, char *out, char *workspace,
-                       int64_t task) noexcept nogil:
+    cdef void run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
         cdef int i = 0
         while task >= self.parts[i].tasks:
             task -= self.parts[i].tasks
             i += 1
-        fc_conv_run(&self.parts[i], x, packed + self.packed_at[i], bias, out, workspace, task)
+        fc_conv_run(&self.parts[i], o.x, o.packed + self.packed_at[i], o.bias, o.out, workspace, task)
 
-    def run(self, x, w, bias, out, int threads):
-        """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it."""
-        cdef const char *x_ = data_of(x)
-        cdef const char *b_ = NULL if bias is None else data_of(bias)
-        cdef char *out_ = data_of(out, True)
-        cdef const char *w_ = NULL
-        cdef const char *packed
-        cdef Buffer own = None
-        cdef Buffer workspaces
-        cdef char *workspace
-        cdef size_t size = (self.workspace + 4095) & ~<size_t>4095
-        cdef uint64_t state = 0
-        cdef int64_t task
-        threads = max(1, min(<int64_t>threads, self.tasks))
-        if type(w) is Packed:
-            if (<Packed>w).layout != self.layout:
-                raise ValueError("packed weights belong to another plan")
-            packed = (<Packed>w).buffer.data
-        else:
-            w_ = data_of(w)
-            own = take(self.packed_bytes)
-            packed = own.data
-        workspaces = take(size * threads)
-        workspace = workspaces.data
-        with nogil:
-            if w_ != NULL:
-                self.pack_all(w_, <char *>packed, threads)
-            if threads == 1:
-                state = fc_flush_denormals()
-                for task in range(self.tasks):
-                    self.run_task(x_, packed, b_, out_, workspace, task)
-                fc_restore_denormals(state)
-            else:
-                with parallel(num_threads=threads):
-                    state = fc_flush_denormals()
-                    for task in prange(self.tasks, schedule="dynamic"):
-                        self.run_task(x_, packed, b_, out_, workspace + threadid() * size, task)
-                    fc_restore_denormals(state)
-        give(workspaces)
-        if own is not None:
-            give(own)
+
+def winograd_shapes():
+    """[(name, outputs per tile, points, taps)], three numbers each along the axes, taps of the axes with points."""
+    cdef int outputs[3]
+    cdef int points[3]
+    cdef int taps
+    cdef const char *name
+    rows = []
+    name = fc_wino_shape(0, outputs, points, &taps)
+    while name != NULL:
+        rows.append(((<bytes>name).decode(), tuple([outputs[0], outputs[1], outputs[2]]),
+                     tuple([points[0], points[1], points[2]]), taps))
+        name = fc_wino_shape(len(rows), outputs, points, &taps)
+    return rows
+
+
+cdef class WinogradPlan(_Plan):
+    """One lattice by Winograd's minimal filtering, `shape` being a row of `winograd_shapes`."""
+    cdef _Lattice lattice
+    cdef fc_wino part
+
+    def __cinit__(self, lattice, str isa, bint is_double, int shape, bint relu, int min_tasks):
+        self.lattice = _Lattice(lattice, isa, is_double, False)
+        memset(&self.part, 0, sizeof(fc_wino))
+        self.part.l = self.lattice.l
+        self.part.relu, self.part.shape, self.part.min_tasks = relu, shape, min_tasks
+        fc_wino_block(&self.part)
+        self.tasks, self.pack_tasks = self.part.tasks, self.part.pack_tasks
+        self.packed_bytes, self.workspace = self.part.packed_bytes, self.part.workspace_bytes
+        self.layout = (isa, is_double, "winograd", shape, self.pack_tasks, self.part.l.in_channels)
+
+    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
+        fc_wino_pack(&self.part, w, packed, task)
+
+    cdef void run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
+        fc_wino_run(&self.part, o.x, o.packed, o.bias, o.out, workspace, task)
 
 
 cdef class WeightGradPlan:

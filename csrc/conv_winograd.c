@@ -1,0 +1,256 @@
+/* Winograd convolution at step 1, fused block by block; see fc_wino in fastconv.h. */
+#include <stddef.h>
+#include <string.h>
+
+#include "blocking.h"
+#include "fastconv.h"
+#include "kernels.h"
+
+/* Budget of the transformed input of a task, which is read once for each panel of weights; pixels of a run that is
+ * transposed at a time; terms of one partial sum. */
+enum { INPUT_BYTES = 320 * 1024, CHUNK = 256, MIN_TILES_WIDE = 24, MANY_CHANNELS = 256 };
+
+static const struct {
+    int points[3], outputs[3], taps;
+} shapes[] = {
+#define FC_WINO(name, nz, ny, nx, mz, my, mx, r) {{nz, ny, nx}, {mz, my, mx}, r},
+#include "winograd.def"
+#undef FC_WINO
+};
+
+static int points_of(int shape) {
+    return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2];
+}
+
+void FC_NAME(fc_wino_block)(fc_wino *p) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int points = points_of(p->shape);
+    int64_t per_image = 1;
+    for (int a = 0; a < 3; a++) {
+        p->tiles[a] = ceil_div(l->out_size[a], shapes[p->shape].outputs[a]);
+        per_image *= p->tiles[a];
+        p->first[a] = INT64_MAX;
+        for (int64_t t = 0; t < l->taps; t++) p->first[a] = min64(p->first[a], l->tap_at[3 * t + a]);
+    }
+    p->tiles_per_image = per_image;
+    const int64_t tiles = l->batch * per_image;
+
+    /* Rows of V hold whole vectors, and are skewed against each other where their distance would be a multiple of
+     * 2 KB, so that points and tiles do not all fall into the same few sets of L1. */
+    p->ldv = ceil_div(l->in_channels, k->vl) * k->vl;
+    if (p->ldv * (int64_t)sizeof(real) % 2048 == 0) p->ldv += 64 / (int64_t)sizeof(real);
+    int64_t block = INPUT_BYTES / (int64_t)sizeof(real) / points / p->ldv / k->mr * k->mr;
+    block = max64(block, l->in_channels >= MANY_CHANNELS ? ceil_div(MIN_TILES_WIDE, k->mr) * k->mr : 2 * k->mr);
+    p->block_tiles = max64(min64(block, tiles), 1);
+    p->blocks = ceil_div(tiles, p->block_tiles);
+    p->block_tiles = max64(ceil_div(tiles, max64(p->blocks, 1)), 1);
+    p->ldq_v = p->block_tiles * p->ldv + 64 / (int64_t)sizeof(real);
+    p->ldq_m = p->block_tiles * k->nr + 64 / (int64_t)sizeof(real);
+
+    p->panels = ceil_div(l->out_channels, k->nr);
+    p->panels_per_task = max64(p->panels, 1);
+    while (p->panels_per_task > 1 && l->groups * p->blocks * ceil_div(p->panels, p->panels_per_task) < p->min_tasks)
+        p->panels_per_task = ceil_div(p->panels_per_task, 2);
+    p->panel_blocks = ceil_div(p->panels, p->panels_per_task);
+    p->tasks = l->groups * p->blocks * p->panel_blocks;
+    p->pack_tasks = l->groups * p->panels;
+
+    const int64_t real_bytes = (int64_t)sizeof(real);
+    p->packed_bytes = l->groups * p->panels * points * l->in_channels * k->nr * real_bytes;
+    p->stage = 0;
+    if (l->in_stride[1] != 1) {
+        const int64_t width = min64(p->block_tiles, p->tiles[2]) * shapes[p->shape].outputs[2] + shapes[p->shape].taps;
+        p->stage = shapes[p->shape].points[0] * shapes[p->shape].points[1] * width * k->vl;
+    }
+    if (l->out_stride[1] != 1) {
+        const int64_t width = min64(p->block_tiles, p->tiles[2]) * shapes[p->shape].outputs[2];
+        p->stage = max64(p->stage, shapes[p->shape].outputs[0] * shapes[p->shape].outputs[1] * width * k->vl);
+    }
+    p->workspace_bytes = align64(points * p->ldq_v * real_bytes) + align64(points * p->ldq_m * real_bytes) +
+                         align64(p->stage * real_bytes);
+}
+
+void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t group = task / p->panels, panel = task % p->panels;
+    int64_t tap_w[5 * 5 * 5];
+    fc_wino_weights g = {.w = (const real *)w + group * l->w_stride[0] + panel * k->nr * l->w_stride[1],
+                         .tap_w = tap_w,
+                         .channel_stride = l->w_stride[2],
+                         .lane_stride = l->w_stride[1],
+                         .channels = l->in_channels,
+                         .lanes = min64(k->nr, l->out_channels - panel * k->nr),
+                         .ldq = l->in_channels * k->nr};
+    for (int a = 0; a < 3; a++) {
+        g.points[a] = shapes[p->shape].points[a];
+        g.taps[a] = g.points[a] == 1 ? 1 : shapes[p->shape].taps;
+    }
+    for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
+        const int64_t *at = l->tap_at + 3 * t;
+        tap_w[((at[0] - p->first[0]) * g.taps[1] + at[1] - p->first[1]) * g.taps[2] + at[2] - p->first[2]] = l->tap_w[t];
+    }
+    g.u = (real *)packed + task * points_of(p->shape) * l->in_channels * k->nr;
+    k->wino_weights(&g);
+}
+
+/* Where tile `tile` (of all images) begins: its image, and its first output along each axis. */
+static int64_t place(const fc_wino *p, int64_t tile, int64_t at[3]) {
+    int64_t i = tile % p->tiles_per_image;
+    for (int a = 2; a >= 0; a--) {
+        at[a] = i % p->tiles[a] * shapes[p->shape].outputs[a];
+        i /= p->tiles[a];
+    }
+    return tile / p->tiles_per_image;
+}
+
+/* Transforms the patches of tiles [from, to), whose channels are contiguous. */
+static void input_nhwc(const fc_wino *p, const real *in, int64_t from, int64_t to, real *v) {
+    const fc_lattice *l = &p->l;
+    fc_wino_input g = {.channels = l->in_channels, .ldq = p->ldq_v};
+    for (int64_t tile = from; tile < to; tile++) {
+        int64_t at[3];
+        g.in = in + place(p, tile, at) * l->in_stride[0];
+        for (int a = 0; a < 3; a++) {
+            const int64_t first = at[a] + p->first[a];
+            g.in += first * l->in_stride[a + 2];
+            g.stride[a] = l->in_stride[a + 2];
+            g.low[a] = -first, g.high[a] = l->in_size[a] - first;
+        }
+        g.v = v + (tile - from) * p->ldv;
+        ((const fc_kernels *)l->kernels)->wino_input(p->shape, &g);
+    }
+}
+
+/* The same for other memory orders: tiles that are neighbours in a row share their patches' rows, which are brought
+ * into blocks of VL channels first. */
+static void input_any(const fc_wino *p, const real *in, int64_t from, int64_t to, real *v, real *stage) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int *points = shapes[p->shape].points, *outputs = shapes[p->shape].outputs;
+    fc_wino_input g = {.channels = k->vl, .ldq = p->ldq_v, .high = {points[0], points[1], points[2]}};
+    for (int64_t tile = from, run; tile < to; tile += run) {
+        int64_t at[3];
+        const real *image = in + place(p, tile, at) * l->in_stride[0];
+        run = min64(to - tile, p->tiles[2] - at[2] / outputs[2]);
+        const int64_t width = (run - 1) * outputs[2] + points[2], x = at[2] + p->first[2];
+        const int64_t low = min64(max64(-x, 0), width), high = max64(min64(l->in_size[2] - x, width), low);
+        for (int64_t c = 0; c < l->in_channels; c += k->vl) {
+            for (int z = 0; z < points[0]; z++)
+                for (int y = 0; y < points[1]; y++) {
+                    real *row = stage + (z * points[1] + y) * width * k->vl;
+                    const int64_t iz = at[0] + p->first[0] + z, iy = at[1] + p->first[1] + y;
+                    if (iz < 0 || iz >= l->in_size[0] || iy < 0 || iy >= l->in_size[1]) {
+                        memset(row, 0, (size_t)(width * k->vl) * sizeof(real));
+                        continue;
+                    }
+                    memset(row, 0, (size_t)(low * k->vl) * sizeof(real));
+                    k->channels_in(image + iz * l->in_stride[2] + iy * l->in_stride[3] + (x + low) * l->in_stride[4] +
+                                       c * l->in_stride[1],
+                                   l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low, row + low * k->vl);
+                    memset(row + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
+                }
+            g.stride[2] = k->vl, g.stride[1] = width * k->vl, g.stride[0] = points[1] * g.stride[1];
+            for (int64_t t = 0; t < run; t++) {
+                g.in = stage + t * outputs[2] * k->vl;
+                g.v = v + (tile - from + t) * p->ldv + c;
+                k->wino_input(p->shape, &g);
+            }
+        }
+    }
+}
+
+/* Products of the tiles [from, to) with one panel of weights. */
+static void multiply(const fc_wino *p, const real *v, const real *u, int64_t tiles, int vectors, real *m) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int points = points_of(p->shape);
+    const int64_t strips = ceil_div(tiles, k->mr);
+    fc_term term;
+    fc_gemm g = {.terms = &term, .n_terms = 1, .lda = p->ldv, .ldb = k->nr, .ldc = k->nr, .n = vectors * k->vl};
+    for (int q = 0; q < points; q++)
+        for (int64_t c = 0; c < l->in_channels; c += CHUNK) {
+            term.k = min64(CHUNK, l->in_channels - c);
+            g.add = c > 0;
+            for (int64_t i = 0; i < strips; i++) { /* strips of even height */
+                const int64_t t0 = tiles * i / strips, t1 = tiles * (i + 1) / strips;
+                term.a = v + q * p->ldq_v + t0 * p->ldv + c;
+                term.b = u + (q * l->in_channels + c) * k->nr;
+                g.c = m + q * p->ldq_m + t0 * k->nr;
+                k->gemm_row((int)(t1 - t0), vectors, &g);
+            }
+        }
+}
+
+/* Transforms the products back and stores `channels` output channels of the tiles [from, to). */
+static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, int64_t channels, const real *bias,
+                   real *out, real *stage) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int *outputs = shapes[p->shape].outputs;
+    const int in_place = l->out_stride[1] == 1;
+    fc_wino_output g = {.ldq = p->ldq_m, .relu = p->relu};
+    for (int64_t tile = from, run; tile < to; tile += run) {
+        int64_t at[3], count[3];
+        real *image = out + place(p, tile, at) * l->out_stride[0];
+        for (int a = 0; a < 3; a++) {
+            count[a] = min64(outputs[a], l->out_size[a] - at[a]);
+            image += at[a] * l->out_stride[a + 2];
+        }
+        run = in_place ? 1 : min64(to - tile, p->tiles[2] - at[2] / outputs[2]);
+        if (in_place) {
+            g.m = m + (tile - from) * k->nr, g.n = channels, g.bias = bias, g.out = image;
+            for (int a = 0; a < 3; a++) g.stride[a] = l->out_stride[a + 2], g.count[a] = count[a];
+            k->wino_output(p->shape, &g);
+            continue;
+        }
+        const int64_t width = run * outputs[2];
+        g.stride[2] = k->vl, g.stride[1] = width * k->vl, g.stride[0] = outputs[1] * g.stride[1];
+        for (int a = 0; a < 3; a++) g.count[a] = outputs[a];
+        for (int64_t c = 0; c < channels; c += k->vl) {
+            g.n = min64(k->vl, channels - c), g.bias = bias ? bias + c : NULL;
+            for (int64_t t = 0; t < run; t++) {
+                g.m = m + (tile - from + t) * k->nr + c;
+                g.out = stage + t * outputs[2] * k->vl;
+                k->wino_output(p->shape, &g);
+            }
+            for (int64_t z = 0; z < count[0]; z++)
+                for (int64_t y = 0; y < count[1]; y++)
+                    k->channels_out(stage + (z * outputs[1] + y) * width * k->vl, channels - c,
+                                    min64(width, l->out_size[2] - at[2]),
+                                    image + z * l->out_stride[2] + y * l->out_stride[3] + c * l->out_stride[1],
+                                    l->out_stride[1], l->out_stride[4]);
+        }
+    }
+}
+
+void FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, const void *bias_, void *out_,
+                          void *workspace, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int points = points_of(p->shape);
+    const int64_t panel_block = task % p->panel_blocks, block = task / p->panel_blocks % p->blocks;
+    const int64_t group = task / p->panel_blocks / p->blocks;
+    const real *in = (const real *)in_ + group * l->in_channels * l->in_stride[1];
+    real *out = (real *)out_ + l->out_offset + group * l->out_channels * l->out_stride[1];
+    const int64_t from = block * p->block_tiles, to = min64(from + p->block_tiles, l->batch * p->tiles_per_image);
+
+    char *w = workspace;
+    real *v = take(&w, points * p->ldq_v * (int64_t)sizeof(real));
+    real *m = take(&w, points * p->ldq_m * (int64_t)sizeof(real));
+    real *stage = take(&w, p->stage * (int64_t)sizeof(real));
+
+    if (l->in_stride[1] == 1)
+        input_nhwc(p, in, from, to, v);
+    else
+        input_any(p, in, from, to, v, stage);
+    const int64_t last = min64((panel_block + 1) * p->panels_per_task, p->panels);
+    for (int64_t panel = panel_block * p->panels_per_task; panel < last; panel++) {
+        const int64_t first = panel * k->nr, channels = min64(k->nr, l->out_channels - first);
+        const real *u = (const real *)packed + (group * p->panels + panel) * points * l->in_channels * k->nr;
+        const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
+        multiply(p, v, u, to - from, channels > k->vl ? 2 : 1, m);
+        output(p, m, from, to, channels, bias, out + first * l->out_stride[1], stage);
+    }
+}

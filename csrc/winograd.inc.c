@@ -1,0 +1,193 @@
+/* The transforms of Winograd's minimal filtering, F(m, r) along each axis: n = m + r - 1 points.
+ *
+ *      y = A^T [ (G w) * (B^T x) ]            Lavin and Gray, "Fast algorithms for convolutional neural networks",
+ *                                             CVPR 2016; the matrices by Cook and Toom from the points
+ *      4 points: 0, +-1, infinity
+ *      6 points: 0, +-5/8, +-3/2, infinity    chosen for small rounding errors: Barabasz et al., "Error analysis and
+ *                                             improving the accuracy of Winograd convolution", TOMS 2020
+ *
+ * Lanes are channels; the transforms of several axes are applied one after the other. */
+#include "kernels.h"
+#include "simd.h"
+
+#define P1 0.625          /* the points of the 6-point transforms: +-P1, +-P2 */
+#define P2 1.5
+#define Q1 (P1 * P1)
+#define Q2 (P2 * P2)
+#define R(x) ((real)(x))
+
+/* B^T along one axis, in place: elements s apart. */
+FC_INLINE void FC_NAME(wino_bt)(const int n, vec *d, const int s) {
+    if (n == 4) {
+        const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s];
+        d[0] = d0 - d2;
+        d[s] = d1 + d2;
+        d[2 * s] = d2 - d1;
+        d[3 * s] = d3 - d1;
+    } else if (n == 6) {
+        const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s], d4 = d[4 * s], d5 = d[5 * s];
+        const vec even1 = d4 - R(Q2) * d2, odd1 = R(P1) * d3 - R(P1 * Q2) * d1;
+        const vec even2 = d4 - R(Q1) * d2, odd2 = R(P2) * d3 - R(P2 * Q1) * d1;
+        d[0] = R(Q1 * Q2) * d0 - R(Q1 + Q2) * d2 + d4;
+        d[s] = even1 + odd1;
+        d[2 * s] = even1 - odd1;
+        d[3 * s] = even2 + odd2;
+        d[4 * s] = even2 - odd2;
+        d[5 * s] = R(Q1 * Q2) * d1 - R(Q1 + Q2) * d3 + d5;
+    }
+}
+
+/* A^T along one axis, in place: n elements become m. */
+FC_INLINE void FC_NAME(wino_at)(const int n, const int m, vec *d, const int s) {
+    if (n == 4) {
+        const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s];
+        d[0] = d0 + d1 + d2;
+        d[s] = d1 - d2 + d3;
+    } else if (n == 6) {
+        const vec d0 = d[0], sum1 = d[s] + d[2 * s], dif1 = d[s] - d[2 * s], sum2 = d[3 * s] + d[4 * s],
+                  dif2 = d[3 * s] - d[4 * s], d5 = d[5 * s];
+        d[0] = d0 + sum1 + sum2;
+        d[s] = R(P1) * dif1 + R(P2) * dif2;
+        if (m == 2) d[s] += d5;
+        if (m == 4) {
+            d[2 * s] = R(Q1) * sum1 + R(Q2) * sum2;
+            d[3 * s] = R(P1 * Q1) * dif1 + R(P2 * Q2) * dif2 + d5;
+        }
+    }
+}
+
+FC_INLINE vec FC_NAME(load_first)(const real *p, int64_t lanes) {
+    vec v = {0};
+    for (int64_t i = 0; i < lanes; i++) v[i] = p[i];
+    return v;
+}
+
+FC_INLINE void FC_NAME(wino_input_body)(const int nz, const int ny, const int nx, const fc_wino_input *g) {
+    const int64_t sz = g->stride[0], sy = g->stride[1], sx = g->stride[2];
+    const int inside = g->low[0] <= 0 && g->low[1] <= 0 && g->low[2] <= 0 && g->high[0] >= nz && g->high[1] >= ny &&
+                       g->high[2] >= nx;
+    for (int64_t c = 0; c < g->channels; c += VL) {
+        vec d[6 * 6 * 6];
+        const real *in = g->in + c;
+        if (inside && c + VL <= g->channels)
+            for (int z = 0; z < nz; z++) FC_UNROLL for (int y = 0; y < ny; y++) FC_UNROLL for (int x = 0; x < nx; x++)
+                d[(z * ny + y) * nx + x] = vload(in + z * sz + y * sy + x * sx);
+        else
+            for (int z = 0; z < nz; z++)
+                for (int y = 0; y < ny; y++)
+                    for (int x = 0; x < nx; x++) {
+                        const int valid = z >= g->low[0] && z < g->high[0] && y >= g->low[1] && y < g->high[1] &&
+                                          x >= g->low[2] && x < g->high[2];
+                        const real *p = in + z * sz + y * sy + x * sx;
+                        d[(z * ny + y) * nx + x] = !valid                   ? (vec){0}
+                                                   : c + VL <= g->channels ? vload(p)
+                                                                           : FC_NAME(load_first)(p, g->channels - c);
+                    }
+        for (int z = 0; z < nz; z++) {
+            FC_UNROLL for (int y = 0; y < ny; y++) FC_NAME(wino_bt)(nx, d + (z * ny + y) * nx, 1);
+            FC_UNROLL for (int x = 0; x < nx; x++) FC_NAME(wino_bt)(ny, d + z * ny * nx + x, nx);
+        }
+        if (nz > 1)
+            for (int i = 0; i < ny * nx; i++) FC_NAME(wino_bt)(nz, d + i, ny * nx);
+        real *v = g->v + c;
+        for (int z = 0; z < nz; z++) FC_UNROLL for (int i = 0; i < ny * nx; i++)
+            vstore(v + (z * ny * nx + i) * g->ldq, d[z * ny * nx + i]);
+    }
+}
+
+FC_INLINE void FC_NAME(wino_output_body)(const int nz, const int ny, const int nx, const int mz, const int my,
+                                         const int mx, const fc_wino_output *g) {
+    for (int64_t j = 0; j < g->n; j += VL) {
+        vec d[6 * 6 * 6];
+        for (int z = 0; z < nz; z++) FC_UNROLL for (int i = 0; i < ny * nx; i++)
+            d[z * ny * nx + i] = vload(g->m + (z * ny * nx + i) * g->ldq + j);
+        if (nz > 1)
+            for (int i = 0; i < ny * nx; i++) FC_NAME(wino_at)(nz, mz, d + i, ny * nx);
+        const int64_t lanes = g->n - j;
+        const vec bias = !g->bias ? (vec){0} : lanes >= VL ? vload(g->bias + j) : FC_NAME(load_first)(g->bias + j, lanes);
+        for (int z = 0; z < mz; z++) {
+            FC_UNROLL for (int x = 0; x < nx; x++) FC_NAME(wino_at)(ny, my, d + z * ny * nx + x, nx);
+            FC_UNROLL for (int y = 0; y < my; y++) FC_NAME(wino_at)(nx, mx, d + (z * ny + y) * nx, 1);
+            if (z >= g->count[0]) continue;
+            FC_UNROLL for (int y = 0; y < my; y++) FC_UNROLL for (int x = 0; x < mx; x++) {
+                if (y >= g->count[1] || x >= g->count[2]) continue;
+                vec v = d[(z * ny + y) * nx + x] + bias;
+                if (g->relu) v = vrelu(v);
+                real *out = g->out + z * g->stride[0] + y * g->stride[1] + x * g->stride[2] + j;
+                if (lanes >= VL)
+                    vstore(out, v);
+                else
+                    for (int64_t i = 0; i < lanes; i++) out[i] = v[i];
+            }
+        }
+    }
+}
+
+#define FC_WINO(name, nz, ny, nx, mz, my, mx, r)                                                             \
+    static void FC_NAME(wino_input_##name)(const fc_wino_input *g) {                                         \
+        FC_NAME(wino_input_body)(nz, ny, nx, g);                                                             \
+    }                                                                                                        \
+    static void FC_NAME(wino_output_##name)(const fc_wino_output *g) {                                       \
+        FC_NAME(wino_output_body)(nz, ny, nx, mz, my, mx, g);                                                \
+    }
+#include "winograd.def"
+#undef FC_WINO
+
+static void wino_input(int shape, const fc_wino_input *g) {
+    static void (*const table[])(const fc_wino_input *) = {
+#define FC_WINO(name, ...) FC_NAME(wino_input_##name),
+#include "winograd.def"
+#undef FC_WINO
+    };
+    table[shape](g);
+}
+
+static void wino_output(int shape, const fc_wino_output *g) {
+    static void (*const table[])(const fc_wino_output *) = {
+#define FC_WINO(name, ...) FC_NAME(wino_output_##name),
+#include "winograd.def"
+#undef FC_WINO
+    };
+    table[shape](g);
+}
+
+/* G along one axis for `lines` lines of VL lanes: r taps become n points.  In double, rounded once at the end. */
+FC_INLINE void FC_NAME(wino_g)(int n, int r, const double *w, int64_t ws, double *u, int64_t us) {
+    static const double g4[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+    static const double point[5] = {0, P1, -P1, P2, -P2};
+    static const double scale[5] = {1 / (Q1 * Q2), 0.5 / (Q1 * (Q1 - Q2)), 0.5 / (Q1 * (Q1 - Q2)),
+                                    0.5 / (Q2 * (Q2 - Q1)), 0.5 / (Q2 * (Q2 - Q1))};
+    for (int p = 0; p < n; p++) {
+        double row[5];
+        for (int i = 0; i < r; i++) row[i] = n == 1 ? 1 : n == 4 ? g4[p][i] : p == 5 ? i == r - 1 : scale[p];
+        if (n == 6 && p < 5)
+            for (int i = 1; i < r; i++) row[i] = row[i - 1] * point[p];
+        for (int l = 0; l < VL; l++) {
+            double s = 0;
+            for (int i = 0; i < r; i++) s += row[i] * w[i * ws + l];
+            u[p * us + l] = s;
+        }
+    }
+}
+
+static void wino_weights(const fc_wino_weights *g) {
+    const int nz = g->points[0], ny = g->points[1], nx = g->points[2];
+    const int rz = g->taps[0], ry = g->taps[1], rx = g->taps[2];
+    for (int64_t c = 0; c < g->channels; c++)
+        for (int64_t first = 0; first < NR; first += VL) {
+            /* [z][y][x] of VL lanes; along one axis after the other, taps become points */
+            double a[6 * 6 * 6 * VL], b[6 * 6 * 6 * VL];
+            for (int t = 0; t < rz * ry * rx; t++)
+                for (int l = 0; l < VL; l++)
+                    a[t * VL + l] = first + l < g->lanes ? g->w[g->tap_w[t] + c * g->channel_stride + (first + l) * g->lane_stride] : 0;
+            for (int i = 0; i < rz * ry; i++)
+                FC_NAME(wino_g)(nx, rx, a + i * rx * VL, VL, b + i * nx * VL, VL);
+            for (int z = 0; z < rz; z++)
+                for (int x = 0; x < nx; x++)
+                    FC_NAME(wino_g)(ny, ry, b + (z * ry * nx + x) * VL, nx * VL, a + (z * ny * nx + x) * VL, nx * VL);
+            for (int i = 0; i < ny * nx; i++)
+                FC_NAME(wino_g)(nz, rz, a + i * VL, ny * nx * VL, b + i * VL, ny * nx * VL);
+            for (int q = 0; q < nz * ny * nx; q++)
+                for (int l = 0; l < VL; l++) g->u[q * g->ldq + c * NR + first + l] = (real)b[q * VL + l];
+        }
+}
