@@ -217,7 +217,7 @@ def check_out(out: object, shape: tuple[int, ...], dtype: Any, name: str = "out"
                                      f"Hint: np.empty({shape}, np.{dtype})"))
     if not array.flags.writeable:
         raise ValueError(_message(op, f"{name} is read-only. Hint: pass a writable array, or {name}.copy()"))
-    if _overlaps_itself(array):
+    if not array.flags.c_contiguous and _overlaps_itself(array):
         raise ValueError(_message(op, f"{name} has strides {array.strides} (bytes) for shape {shape}, so that "
                                       f"several elements may share memory. Hint: np.empty({shape}, np.{dtype})"))
     if any(_overlap(array, other) for other in inputs):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,17 +82,11 @@ def frozen(value: Any) -> Any:
         return _Opaque(value)
 
 
-@dataclass(frozen=True)
 class _Opaque:
     """A parameter that is no integer, tuple or string; equal to nothing else, so that its error is raised anew."""
 
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
     def __repr__(self) -> str:
         return repr(self.value)
@@ -248,4 +241,9 @@ def five(strides: tuple[int, ...]) -> Strides:
 def result_strides(op: str, shape: tuple[int, ...], dtype: str, order: Order,
                    out: tuple[int, ...] | None) -> Strides:
     """Strides of the result: those of ``out=`` (bytes) if given, else of a dense array in the input's order."""
-    return five(dense_strides(shape, order)) if out is None else elements(op, "out", (shape, out, dtype))
+    if out is None:
+        return five(dense_strides(shape, order))
+    if len(out) != len(shape):
+        raise ValueError(f"{op}: out has {len(out)} axes, but the result has {len(shape)}: its shape is {shape}. "
+                         f"Hint: np.empty({shape}, np.{dtype})")
+    return elements(op, "out", (shape, out, dtype))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, wraps
+from threading import Lock
+from typing import Any, TypeVarTuple
 
 import numpy as np
 
@@ -56,20 +57,19 @@ class Windows:
     step: Array
     count: Array
     extent: Array
-    _key: bytes = field(repr=False)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Windows) and self._key == other._key
+        return isinstance(other, Windows) and np.array_equal(self.table, other.table)
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self.table.tobytes())
 
 
 def _windows(first: Array, step: Array, count: Array, extent: Array) -> Windows:
     table = np.array([first, step, count, extent], np.int64)
     table.flags.writeable = False
     first, step, count, extent = table
-    return Windows(table, first, step, count, extent, table.tobytes())
+    return Windows(table, first, step, count, extent)
 
 
 @dataclass(frozen=True, eq=True)
@@ -130,6 +130,32 @@ _NO_WINDOWS = _windows(*np.empty((4, 0), np.int64))
 _ONE_WINDOW = _windows(*np.array([[0], [1], [1], [1]]))
 
 
+# Problems with larger window tables than this are not remembered, so that the cache stays below 64 MiB.
+_LARGE = 64 * 1024
+
+Ts = TypeVarTuple("Ts")
+
+
+def _remembered(build: Callable[[*Ts], PoolProblem]) -> Callable[[*Ts], PoolProblem]:
+    """Cache problems by the arguments of `build`, as functools.lru_cache would, but for those with large tables."""
+    known: dict[Any, PoolProblem] = {}
+    lock = Lock()
+
+    @wraps(build)
+    def find(*key: *Ts) -> PoolProblem:
+        problem = known.get(key)
+        if problem is None:
+            problem = build(*key)
+            if sum(w.table.nbytes for w in problem.windows) <= _LARGE:
+                with lock:
+                    if len(known) >= CACHE:
+                        known.pop(next(iter(known)))
+                    known[key] = problem
+        return problem
+
+    return find
+
+
 @dataclass(frozen=True)
 class _Axis:
     """Checked parameters of a pool along one axis."""
@@ -159,7 +185,6 @@ class _Axis:
         return count
 
 
-@lru_cache(CACHE)
 def _sliding(axis: _Axis, outputs: int, include_pad: bool) -> Windows:
     start = np.arange(outputs, dtype=np.int64) * axis.stride - axis.lo
     # Taps before the input, and taps before its end (before the end of its padding): taps are `dilation` apart.
@@ -171,7 +196,6 @@ def _sliding(axis: _Axis, outputs: int, include_pad: bool) -> Windows:
                     padded if include_pad else count)
 
 
-@lru_cache(CACHE)
 def _adaptive(in_size: int, outputs: int) -> Windows:
     """Output o covers [floor(o * in / out), ceil((o + 1) * in / out)): PyTorch's adaptive pools."""
     o = np.arange(outputs, dtype=np.int64)
@@ -212,11 +236,13 @@ def _sliding_windows(op: str, in_size: tuple[int, ...], kernel_size: Any, stride
             raise ValueError(f"{op}: padding is {lo}, but at most half of kernel_size is allowed: {k} // 2 = {k // 2}. "
                              f"Hint: pairs, padding=(({lo}, {hi}),), may be larger")
         axis = _Axis(n, k, s, d, lo, hi)
-        table = _sliding(axis, axis.outputs(op, ceil_mode), include_pad)
-        if table.count.min() < 1:
-            raise ValueError(f"{op}: the window of output {int(table.count.argmin())} covers only padding: input "
-                             f"size {n}, kernel_size {k}, stride {s}, dilation {d}, padding ({lo}, {hi}). "
-                             "Hint: reduce the padding")
+        outputs = axis.outputs(op, ceil_mode)
+        # The first and the last window are checked first, lest an absurd padding ask for a table of gigabytes.
+        ends_outside = lo > d * (k - 1) or (outputs - 1) * s - lo >= n
+        table = _NO_WINDOWS if ends_outside else _sliding(axis, outputs, include_pad)
+        if ends_outside or table.count.min() < 1:
+            raise ValueError(f"{op}: some window covers only padding: input size {n}, kernel_size {k}, stride {s}, "
+                             f"dilation {d}, padding ({lo}, {hi}). Hint: reduce the padding")
         windows.append(table)
     return tuple(windows), kernel
 
@@ -250,7 +276,7 @@ def pool_problem(x: Shaped, kernel_size: Any, stride: Any = None, padding: Any =
                          frozen(stride), frozen(padding), frozen(dilation), bool(ceil_mode), bool(include_pad))
 
 
-@lru_cache(CACHE)
+@_remembered
 def _sliding_pool(op: str, ndim: int, x: Spec, out: tuple[int, ...] | None, kernel_size: Any, stride: Any,
                   padding: Any, dilation: Any, ceil_mode: bool, include_pad: bool) -> PoolProblem:
     shape, strides, dtype = x
@@ -272,7 +298,7 @@ def pool_grad_problem(input_size: Sequence[int], dy: Shaped, kernel_size: Any, s
                               bool(ceil_mode), bool(include_pad))
 
 
-@lru_cache(CACHE)
+@_remembered
 def _sliding_pool_grad(op: str, ndim: int, input_size: Any, dy: Spec, out: tuple[int, ...] | None, kernel_size: Any,
                        stride: Any, padding: Any, dilation: Any, ceil_mode: bool, include_pad: bool) -> PoolProblem:
     x_shape = _grad_input_size(op, ndim, input_size, dy)
@@ -317,7 +343,7 @@ def adaptive_pool_problem(x: Shaped, output_size: Any, *, ndim: int, op: str,
     return _adaptive_pool(op, ndim, spec(x), None if out is None else out.strides, frozen(output_size))
 
 
-@lru_cache(CACHE)
+@_remembered
 def _adaptive_pool(op: str, ndim: int, x: Spec, out: tuple[int, ...] | None, output_size: Any) -> PoolProblem:
     shape, strides, dtype = x
     check_rank(op, "input", shape, ndim)
@@ -335,7 +361,7 @@ def adaptive_pool_grad_problem(input_size: Sequence[int], dy: Shaped, *, ndim: i
     return _adaptive_pool_grad(op, ndim, frozen(input_size), spec(dy), None if out is None else out.strides)
 
 
-@lru_cache(CACHE)
+@_remembered
 def _adaptive_pool_grad(op: str, ndim: int, input_size: Any, dy: Spec, out: tuple[int, ...] | None) -> PoolProblem:
     x_shape = _grad_input_size(op, ndim, input_size, dy)
     windows, kernel = _adaptive_windows(op, x_shape[2:], dy[0][2:])
@@ -360,7 +386,7 @@ def indexed_grad_problem(input_size: Sequence[int], dy: Shaped, *, ndim: int, op
     return _indexed_grad(op, ndim, frozen(input_size), spec(dy), None if out is None else out.strides)
 
 
-@lru_cache(CACHE)
+@_remembered
 def _indexed_grad(op: str, ndim: int, input_size: Any, dy: Spec, out: tuple[int, ...] | None) -> PoolProblem:
     x_shape = _grad_input_size(op, ndim, input_size, dy)
     dy_shape, dy_strides, dtype = dy
@@ -393,7 +419,7 @@ def unpool_problem(x: Shaped, kernel_size: Any, stride: Any = None, padding: Any
                    frozen(padding), frozen(output_size))
 
 
-@lru_cache(CACHE)
+@_remembered
 def _unpool(op: str, ndim: int, x: Spec, out: tuple[int, ...] | None, kernel_size: Any, stride: Any, padding: Any,
             output_size: Any) -> PoolProblem:
     shape, strides, dtype = x
@@ -435,7 +461,7 @@ def unpool_grad_problem(dy: Shaped, x_shape: tuple[int, ...], *, ndim: int, op: 
     return _unpool_grad(op, ndim, spec(dy), x_shape, None if out is None else out.strides)
 
 
-@lru_cache(CACHE)
+@_remembered
 def _unpool_grad(op: str, ndim: int, dy: Spec, x_shape: tuple[int, ...], out: tuple[int, ...] | None) -> PoolProblem:
     dy_shape, dy_strides, dtype = dy
     check_rank(op, "grad_output", dy_shape, ndim)
