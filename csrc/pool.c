@@ -134,8 +134,12 @@ static int64_t cut_line(const fc_pool *p, int64_t o, fc_pool_row *r) {
         if (end > o && new_high - new_low > p->line) break;
         low = new_low, high = new_high;
     }
-    r->windows = (fc_windows){.first = w->first + o, .count = w->count + o, .extent = w->extent + o, .step = w->step,
-                              .run = max64(w->run - o, 0), .run_end = min64(w->run_end, end) - o,
+    r->windows = (fc_windows){.first = w->first + o,
+                              .count = w->count + o,
+                              .extent = w->extent + o,
+                              .step = w->step,
+                              .run = max64(w->run - o, 0),
+                              .run_end = min64(w->run_end, end) - o,
                               .run_step = w->run_step};
     r->column = low, r->columns = high - low, r->outputs = end - o;
     return end;
@@ -238,8 +242,9 @@ static inline __attribute__((always_inline)) int by_index(const fc_pool *p, cons
                 for (int64_t l = 0; l < size[3]; l++) {
                     const int64_t at = index_line[l * index_stride[3]];
                     if ((uint64_t)at >= plane) return FC_POOL_INDEX_OUT_OF_RANGE;
-                    const int64_t offset =
-                        is_line ? at * s[4] : at / (in[1] * in[2]) * s[2] + at / in[2] % in[1] * s[3] + at % in[2] * s[4];
+                    const int64_t offset = is_line ? at * s[4]
+                                                   : at / (in[1] * in[2]) * s[2] + at / in[2] % in[1] * s[3] +
+                                                         at % in[2] * s[4];
                     real *there = plane_at + l * wide_stride[3] + offset, *here = narrow_line + l * narrow_stride[3];
                     if (op == FC_MAX_POOL_GRAD)
                         *there += *here;

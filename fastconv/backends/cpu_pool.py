@@ -27,8 +27,7 @@ def max_pool(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tup
     return y, indices
 
 
-def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *,
-             out: Array | None = None) -> Array:
+def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """y: the sum of each window over its extent, or over `divisor`."""
     y = _y_like(problem, out)
     _run("sum_pool", problem, x, y, divisor=divisor or 0)
@@ -49,16 +48,14 @@ def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array
     return dx
 
 
-def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *,
-                  out: Array | None = None) -> Array:
+def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
     dx = _x_like(problem, out)
     _run("sum_pool_grad", problem, dx, dy, divisor=divisor or 0)
     return dx
 
 
-def lp_pool_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, p: float, *,
-                 out: Array | None = None) -> Array:
+def lp_pool_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, p: float, *, out: Array | None = None) -> Array:
     """dx of `lp_pool`, zero where y is zero."""
     dx = _x_like(problem, out)
     _run("sum_pool_grad", problem, dx, dy, x=x, y=y, power=p, volume=math.prod(problem.kernel))
@@ -87,21 +84,34 @@ def _y_like(problem: PoolProblem, out: Array | None) -> Array:
     return empty(problem.y_shape, problem.dtype, problem.order) if out is None else out
 
 
-def _run(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None = None, *,
-         x: Array | None = None, y: Array | None = None, power: float = 1, volume: float = 1,
-         divisor: float = 0) -> None:
+def _run(
+    op: str,
+    problem: PoolProblem,
+    wide: Array,
+    narrow: Array,
+    indices: Array | None = None,
+    *,
+    x: Array | None = None,
+    y: Array | None = None,
+    power: float = 1,
+    volume: float = 1,
+    divisor: float = 0,
+) -> None:
     current = settings()
-    status = _cpu.pool(op, problem, current.isa, current.threads, wide, narrow, indices, x, y, power, volume,
-                       divisor)
+    status = _cpu.pool(op, problem, current.isa, current.threads, wide, narrow, indices, x, y, power, volume, divisor)
     if status == _INDEX_OUT_OF_RANGE:
         assert indices is not None
         plane = math.prod(problem.in_size)
         n, c, *at = np.argwhere((indices < 0) | (indices >= plane))[0].tolist()
-        size = problem.in_size[3 - problem.ndim:]
-        raise ValueError(f"{op}: indices[{n}, {c}, {', '.join(map(str, at))}] is {indices[n, c, *at]}, but positions "
-                         f"in a plane of size {size} run from 0 to {' * '.join(map(str, size))} - 1 = {plane - 1}. "
-                         "Hint: pass the indices and the input size of the max pool")
+        size = problem.in_size[3 - problem.ndim :]
+        raise ValueError(
+            f"{op}: indices[{n}, {c}, {', '.join(map(str, at))}] is {indices[n, c, *at]}, but positions "
+            f"in a plane of size {size} run from 0 to {' * '.join(map(str, size))} - 1 = {plane - 1}. "
+            "Hint: pass the indices and the input size of the max pool"
+        )
     if status == _WINDOW_TOO_LARGE:
-        raise ValueError(f"{op}: the windows, {problem.kernel[3 - problem.ndim:]} of an input of size "
-                         f"{problem.in_size[3 - problem.ndim:]}, span more than 2**31 positions. "
-                         "Hint: pool in two steps")
+        raise ValueError(
+            f"{op}: the windows, {problem.kernel[3 - problem.ndim :]} of an input of size "
+            f"{problem.in_size[3 - problem.ndim :]}, span more than 2**31 positions. "
+            "Hint: pool in two steps"
+        )
