@@ -8,13 +8,16 @@ needs: the output where that is enough (ReLU, sigmoid, tanh, softmax), else the 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import Array, as_array
+from fastconv.arrays import FLOAT32, FLOAT64, Array, as_array
 
 # IEEE arithmetic is what these functions promise: exp may underflow, inf - inf is NaN, and neither is an event.
 quiet = np.errstate(all="ignore")
+
+_BITS: dict[np.dtype[Any], np.dtype[Any]] = {FLOAT32: np.dtype(np.int32), FLOAT64: np.dtype(np.int64)}
 
 
 def check_grad(grad_output: object, like: Array, op: str) -> Array:
@@ -36,6 +39,18 @@ def check_axis(dim: int, ndim: int, op: str) -> int:
         raise ValueError(f"{op}: dim is {dim}, but the input has {ndim} axes: {-ndim} <= dim < {ndim} is needed. "
                          "Hint: the channels are dim=1")
     return axis % ndim
+
+
+def _zero_where(drop: Array, values: Array, out: Array) -> Array:
+    """Write `values`, but zero where `drop` is true, to `out`.
+
+    An AND of the bits: a product with the mask would make NaN of 0 * inf, and masked copies are ten times slower
+    (the processor guesses every element's branch).
+    """
+    bits = _BITS[values.dtype]
+    mask = np.subtract(drop, 1, dtype=bits)  # False: all ones, True: all zeros
+    np.bitwise_and(values.view(bits), mask, out=out.view(bits))
+    return out
 
 
 @quiet
@@ -60,11 +75,8 @@ def relu(input: Array) -> Array:
 def relu_grad(grad_output: Array, output: Array) -> Array:
     """Gradient of `relu`: `grad_output` where ``output > 0``, else zero (also at 0, as in PyTorch)."""
     y = as_array(output, "output", "relu_grad")
-    dx = np.empty_like(y)
-    # Not a product with the mask: 0 * inf would be NaN where the gradient is 0. A NaN output lets the gradient pass.
-    np.copyto(dx, check_grad(grad_output, y, "relu_grad"))
-    np.copyto(dx, 0, where=y <= 0)
-    return dx
+    # A NaN output lets the gradient pass, as in PyTorch.
+    return _zero_where(y <= 0, check_grad(grad_output, y, "relu_grad"), np.empty_like(y))
 
 
 @quiet
@@ -84,8 +96,9 @@ def leaky_relu(input: Array, negative_slope: float = 0.01) -> Array:
         Same shape, dtype and memory order.
     """
     x = as_array(input, "input", "leaky_relu")
-    y = np.multiply(x, negative_slope, out=np.empty_like(x))
-    np.copyto(y, x, where=x > 0)
+    y = np.minimum(x, 0, out=np.empty_like(x))
+    y *= negative_slope
+    y += np.maximum(x, 0)
     return y
 
 
@@ -94,8 +107,10 @@ def leaky_relu_grad(grad_output: Array, input: Array, negative_slope: float = 0.
     """Gradient of `leaky_relu`: `grad_output` where ``input > 0``, else ``negative_slope * grad_output``."""
     x = as_array(input, "input", "leaky_relu_grad")
     dy = check_grad(grad_output, x, "leaky_relu_grad")
-    dx = np.multiply(dy, negative_slope, out=np.empty_like(x))
-    np.copyto(dx, dy, where=x > 0)
+    positive = x > 0
+    dx = _zero_where(positive, dy, np.empty_like(x))
+    dx *= negative_slope
+    dx += _zero_where(~positive, dy, np.empty_like(x))
     return dx
 
 
@@ -114,14 +129,15 @@ def sigmoid(input: Array) -> Array:
         Same shape, dtype and memory order.
     """
     x = as_array(input, "input", "sigmoid")
-    # With e = exp(-|x|) <= 1 nothing overflows: 1 / (1 + e) right of zero, e / (1 + e) left of it.
-    e = np.abs(x, out=np.empty_like(x))
-    np.negative(e, out=e)
-    np.exp(e, out=e)
-    numerator = np.ones_like(e)
-    np.copyto(numerator, e, where=x < 0)
-    e += 1
-    return np.divide(numerator, e, out=e)
+    # 1 / (1 + exp(-x)) right of zero, exp(x) / (1 + exp(x)) left of it: nothing overflows.
+    y = np.minimum(x, 0, out=np.empty_like(x))
+    np.exp(y, out=y)
+    denominator = np.abs(x, out=np.empty_like(x))
+    np.negative(denominator, out=denominator)
+    np.exp(denominator, out=denominator)
+    denominator += 1
+    y /= denominator
+    return y
 
 
 @quiet
@@ -284,7 +300,5 @@ def dropout(input: Array, p: float, mask: Array) -> Array:
         Same shape, dtype and memory order; dropped elements are zero, also where the input is infinite.
     """
     x = as_array(input, "input", "dropout")
-    y = np.zeros_like(x)
-    if p < 1:
-        np.multiply(x, 1 / (1 - p), out=y, where=mask)
-    return y
+    y = np.multiply(x, 1 / (1 - p) if p < 1 else 0.0, out=np.empty_like(x))
+    return _zero_where(~mask, y, y)
