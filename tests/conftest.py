@@ -24,6 +24,6 @@ def ran(request):
 
 def pytest_terminal_summary(terminalreporter, config):
     for heading, counter in config.stash[_COUNTS].items():
-        terminalreporter.section(heading)
+        terminalreporter.section(f"{heading}: {counter.total()}")
         for what, count in sorted(counter.items()):
             terminalreporter.line(f"{count:8}  {what}")
