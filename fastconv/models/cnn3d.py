@@ -47,7 +47,7 @@ def cnn3d(
     Returns
     -------
     Sequential
-        From (N, in_channels, D, H, W) to logits (N, num_classes); 17,858 parameters by default.
+        From (N, in_channels, D, H, W) to logits (N, num_classes); 17,674 parameters by default.
     """
     rng = init.generator(rng)
     layers: list[Layer] = []
