@@ -121,7 +121,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # ---- transposed
     "transposed channels": (lambda: F.conv_transpose2d(X, W), ValueError,
                             r"weight has shape \(6, 4, 3, 3\) for 6 input channels, but input has 4"),
-    "transposed groups": (lambda: F.conv_transpose2d(X, WT, groups=3), ValueError, "groups is 3"),
+    "transposed groups": (lambda: F.conv_transpose2d(X, WT, groups=3), ValueError,
+                          "groups is 3, which does not divide the 4 input channels of weight"),
     "output_padding": (lambda: F.conv_transpose2d(X, WT, stride=2, output_padding=(0, 3), dilation=3), ValueError,
                        r"output_padding is 3, but less than max\(stride, dilation\) = max\(2, 3\) = 3"),
     "negative output_padding": (lambda: F.conv_transpose2d(X, WT, output_padding=-1), ValueError,

@@ -172,6 +172,14 @@ def test_explicit_padding_forms() -> None:
     assert run("valid") == ((0, 0), (0, 0))
 
 
+def test_sizes_beyond_32_bits() -> None:
+    x, w = zeros(1, 1, 2**40), zeros(1, 1, 2**20)
+    p = conv_problem(x, w, 2, 2**30, 2**10)
+    assert p.out_size == (1, 1, (2**40 + 2**31 - 2**10 * (2**20 - 1) - 1) // 2 + 1)
+    assert p.macs == p.out_size[2] * 2**20
+    assert conv_input_grad_problem(x.shape, w, zeros(*p.y_shape), 2, 2**30, 2**10).x_shape == x.shape
+
+
 # ---- Pools ------------------------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ class Shaped(Protocol):
 
 
 def spec(x: Shaped) -> Spec:
+    """What a builder is told of `x`, which is float32 or float64."""
     return x.shape, x.strides, _NAMES[x.dtype.char]
 
 
@@ -43,8 +44,8 @@ def spec(x: Shaped) -> Spec:
 _NAMES = {"f": "float32", "d": "float64"}
 
 
-def integer(op: str, name: str, value: Any, low: int) -> int:
-    """`value` as an int of at least `low`; bool and float are no integers here."""
+def integer(op: str, name: str, value: Any, low: int, high: int = MAX_PARAMETER) -> int:
+    """`value` as an int from `low` to `high`; bool and float are no integers here."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -55,8 +56,8 @@ def integer(op: str, name: str, value: Any, low: int) -> int:
     if number < low:
         raise ValueError(f"{op}: {name} is {number}, but at least {low} is needed. "
                          f"Hint: {_LOW_HINTS.get(name, f'pass {low} or more')}")
-    if number > MAX_PARAMETER:
-        raise ValueError(f"{op}: {name} is {number}, but at most {MAX_PARAMETER} (2**31 - 1) is supported. "
+    if number > high:
+        raise ValueError(f"{op}: {name} is {number}, but at most {high} (2**{high.bit_length()} - 1) is supported. "
                          "Hint: check for an integer overflow in your code")
     return number
 
@@ -94,6 +95,7 @@ class _Opaque:
 
 def per_axis(op: str, name: str, value: Any, ndim: int, low: int) -> tuple[int, ...]:
     """One integer per spatial axis, from an integer, a tuple of one, or a tuple of `ndim`."""
+    value = frozen(value)
     if not isinstance(value, tuple):
         return (integer(op, name, value, low),) * ndim
     if len(value) not in (1, ndim):
@@ -155,12 +157,11 @@ def explicit_padding(padding: Any, in_size: Sequence[int], kernel: Sequence[int]
     return both, both
 
 
-def check_rank(op: str, name: str, shape: tuple[int, ...], ndim: int, batch: str = "N") -> None:
+def check_rank(op: str, name: str, shape: tuple[int, ...], ndim: int) -> None:
+    """Check that `shape` is (N, C, \\*spatial) with `ndim` spatial axes."""
     if len(shape) != ndim + 2:
-        axes = AXIS_NAMES[ndim]
-        wanted = f"({batch}, C, {axes})" if batch == "N" else f"({batch}, {axes})"
-        raise ValueError(f"{op}: {name} has shape {shape} with {len(shape)} axes, but {ndim + 2} are needed: {wanted}. "
-                         f"Hint: add a missing axis with {name}[None]")
+        raise ValueError(f"{op}: {name} has shape {shape} with {len(shape)} axes, but {ndim + 2} are needed: "
+                         f"(N, C, {AXIS_NAMES[ndim]}). Hint: add a missing axis with {name}[None]")
 
 
 def batched(x: Array, ndim: int, op: str, name: str = "input") -> tuple[Array, bool]:
@@ -204,12 +205,14 @@ def check_bias(bias: Array, channels: int, dtype: str, op: str) -> None:
 
 
 def check_dtypes(op: str, first: str, a: Spec, second: str, b: Spec) -> None:
+    """Check that two arrays have one dtype."""
     if a[2] != b[2]:
         raise TypeError(f"{op}: {second} has dtype {b[2]}, but {first} has dtype {a[2]}; both must be the same. "
                         f"Hint: {second}.astype(np.{a[2]})")
 
 
 def check_bytes(op: str, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Check that offsets into an array of `shape` fit 64 bits."""
     count, itemsize = math.prod(shape), np.dtype(dtype).itemsize
     if count * itemsize > MAX_BYTES:
         raise ValueError(f"{op}: {name} would have shape {shape}: {count} * {itemsize} bytes, more than the "
@@ -220,7 +223,7 @@ def size(op: str, name: str, value: Any) -> tuple[int, ...]:
     """A shape that the caller states, as a tuple of integers >= 0."""
     if not isinstance(value, tuple):
         raise TypeError(f"{op}: {name} is {value!r}, but a tuple of integers is needed. Hint: pass array.shape")
-    return tuple(integer(op, name, v, 0) for v in value)
+    return tuple(integer(op, name, v, 0, MAX_BYTES) for v in value)
 
 
 def elements(op: str, name: str, array: Spec) -> Strides:
@@ -234,6 +237,7 @@ def elements(op: str, name: str, array: Spec) -> Strides:
 
 
 def five(strides: tuple[int, ...]) -> Strides:
+    """Strides of (N, C, D, H, W), 0 for the axes that the caller does not see."""
     full = (*strides[:2], *(0,) * (5 - len(strides)), *strides[2:])
     return full[0], full[1], full[2], full[3], full[4]
 

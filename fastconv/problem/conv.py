@@ -141,9 +141,10 @@ def _weight_parts(op: str, w_shape: tuple[int, ...], ndim: int | None, groups: A
         raise ValueError(f"{op}: {name} has shape {w_shape}, but a kernel of at most {MAX_PARAMETER} (2**31 - 1) "
                          "is supported. Hint: split the kernel")
     if w_shape[0] % groups:
-        raise ValueError(f"{op}: groups is {groups}, which does not divide the {w_shape[0]} filters of {name} with "
+        what = "input channels" if transposed else "filters"
+        raise ValueError(f"{op}: groups is {groups}, which does not divide the {w_shape[0]} {what} of {name} with "
                          f"shape {w_shape}: {w_shape[0]} / {groups} is no integer. "
-                         f"Hint: {w_shape[0]} = filters per group * groups")
+                         f"Hint: {w_shape[0]} = {what} per group * groups")
     return ndim, groups
 
 
