@@ -68,7 +68,7 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
         p->stage = max64(p->stage, shapes[p->shape].outputs[0] * shapes[p->shape].outputs[1] * width * k->vl);
     }
     p->workspace_bytes = align64(points * p->ldq_v * real_bytes) + align64(points * p->ldq_m * real_bytes) +
-                         align64(p->stage * real_bytes);
+                         align64(p->stage * real_bytes) + align64(k->vl * real_bytes);
 }
 
 void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_t task) {
@@ -185,12 +185,12 @@ static void multiply(const fc_wino *p, const real *v, const real *u, int64_t til
 
 /* Transforms the products back and stores `channels` output channels of the tiles [from, to). */
 static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, int64_t channels, const real *bias,
-                   real *out, real *stage) {
+                   real *out, real *stage, real *check) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int *outputs = shapes[p->shape].outputs;
     const int in_place = l->out_stride[1] == 1;
-    fc_wino_output g = {.ldq = p->ldq_m, .relu = p->relu};
+    fc_wino_output g = {.ldq = p->ldq_m, .relu = p->relu, .check = check};
     for (int64_t tile = from, run; tile < to; tile += run) {
         int64_t at[3], count[3];
         real *image = out + place(p, tile, at) * l->out_stride[0];
@@ -225,8 +225,8 @@ static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, in
     }
 }
 
-void FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, const void *bias_, void *out_,
-                          void *workspace, int64_t task) {
+int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, const void *bias_, void *out_,
+                         void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int points = points_of(p->shape);
@@ -240,6 +240,8 @@ void FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed,
     real *v = take(&w, points * p->ldq_v * (int64_t)sizeof(real));
     real *m = take(&w, points * p->ldq_m * (int64_t)sizeof(real));
     real *stage = take(&w, p->stage * (int64_t)sizeof(real));
+    real *check = take(&w, k->vl * (int64_t)sizeof(real));
+    memset(check, 0, (size_t)k->vl * sizeof(real));
 
     if (l->in_stride[1] == 1)
         input_nhwc(p, in, from, to, v);
@@ -251,6 +253,9 @@ void FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed,
         const real *u = (const real *)packed + (group * p->panels + panel) * points * l->in_channels * k->nr;
         const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
         multiply(p, v, u, to - from, channels > k->vl ? 2 : 1, m);
-        output(p, m, from, to, channels, bias, out + first * l->out_stride[1], stage);
+        output(p, m, from, to, channels, bias, out + first * l->out_stride[1], stage, check);
     }
+    for (int i = 0; i < k->vl; i++)
+        if (check[i] != 0) return 0;
+    return 1;
 }

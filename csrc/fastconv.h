@@ -92,7 +92,8 @@ void fc_conv_run(const fc_conv *p, const void *in, const void *packed, const voi
  *      for each panel:  M[point][tile][nr] = V[point] x U[point][channel][nr], one product per point;
  *                       the outputs of each tile, with bias and relu, from its points of M
  *
- * A NaN or infinity in a patch reaches all outputs of its tile. */
+ * A NaN or infinity in a patch reaches all outputs of its tile, and a patch of huge numbers may overflow: a task
+ * returns 0 if an output is not finite, and the caller runs the convolution another way. */
 typedef struct {
     fc_lattice l;
     int relu;
@@ -108,8 +109,8 @@ typedef struct {
 /* Fills in the blocking from `l`, `relu`, `shape` and `min_tasks`. */
 void fc_wino_block(fc_wino *p);
 void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task);
-void fc_wino_run(const fc_wino *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
-                 int64_t task);
+int fc_wino_run(const fc_wino *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+                int64_t task);
 /* Row `index` of winograd.def: its name, outputs per tile and points along each axis, taps; null past the end. */
 const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps);
 

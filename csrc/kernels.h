@@ -88,7 +88,8 @@ typedef struct {
 #define fc_wino_input FC_NAME(fc_wino_input)
 
 /* One tile of Winograd's output: point q of column j comes from m[q * ldq + j]; `count` outputs along each axis are
- * written, with bias and relu, n contiguous channels each. */
+ * written, with bias and relu, n contiguous channels each.  0 * each of them is added to the vl elements of `check`, which
+ * so become NaN if an output is not finite. */
 typedef struct {
     const real *m;
     int64_t ldq, n;
@@ -96,6 +97,7 @@ typedef struct {
     int64_t stride[3], count[3];
     const real *bias;
     int relu;
+    real *check;
 } FC_NAME(fc_wino_output);
 #define fc_wino_output FC_NAME(fc_wino_output)
 

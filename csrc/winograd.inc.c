@@ -97,6 +97,7 @@ FC_INLINE void FC_NAME(wino_input_body)(const int nz, const int ny, const int nx
 
 FC_INLINE void FC_NAME(wino_output_body)(const int nz, const int ny, const int nx, const int mz, const int my,
                                          const int mx, const fc_wino_output *g) {
+    vec check = vload(g->check);
     for (int64_t j = 0; j < g->n; j += VL) {
         vec d[6 * 6 * 6];
         for (int z = 0; z < nz; z++) FC_UNROLL for (int i = 0; i < ny * nx; i++)
@@ -112,6 +113,7 @@ FC_INLINE void FC_NAME(wino_output_body)(const int nz, const int ny, const int n
             FC_UNROLL for (int y = 0; y < my; y++) FC_UNROLL for (int x = 0; x < mx; x++) {
                 if (y >= g->count[1] || x >= g->count[2]) continue;
                 vec v = d[(z * ny + y) * nx + x] + bias;
+                check += v * 0;
                 if (g->relu) v = vrelu(v);
                 real *out = g->out + z * g->stride[0] + y * g->stride[1] + x * g->stride[2] + j;
                 if (lanes >= VL)
@@ -121,6 +123,7 @@ FC_INLINE void FC_NAME(wino_output_body)(const int nz, const int ny, const int n
             }
         }
     }
+    vstore(g->check, check);
 }
 
 #define FC_WINO(name, nz, ny, nx, mz, my, mx, r)                                                             \

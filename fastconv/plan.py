@@ -7,23 +7,52 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastconv import costs
 from fastconv.backends import _cpu, lattice
-from fastconv.config import settings
+from fastconv.config import Settings, settings
 from fastconv.problem import ConvProblem
 
 # Below this many multiply-accumulates (about 50 µs on one core) a second thread costs more than it brings.
 SMALL = 1_500_000
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, as the rows of the table see it.
+
+    Attributes
+    ----------
+    op
+        "conv", "conv_input_grad" or "conv_weight_grad".
+    packed
+        Whether the weights will be packed once and used many times.
+    exact
+        Whether algorithms that round more than the plain sum are forbidden.
+    batch
+        The batch size that the choice may consider: 1 if it must not depend on it.
+    """
+
+    problem: ConvProblem
+    op: str
+    isa: str
+    relu: bool
+    packed: bool
+    exact: bool
+    batch: int
+    threads: int
+
 
 Verdict = str | None  # None: the row serves; else the reason why not
 
 
 @dataclass(frozen=True)
 class Row:
-    """One algorithm. `refuses` says what it cannot do, `declines` what it can do but another row does better."""
+    """One algorithm. `refuses` says what it cannot do, `declines` what it can do but another row does better, `engine`
+    makes the compiled plan and says whether it covers all of the result."""
 
     name: str
-    refuses: Callable[[ConvProblem, str, str], Verdict]
-    declines: Callable[[ConvProblem, str, str], Verdict]
+    refuses: Callable[[Request], Verdict]
+    declines: Callable[[Request], Verdict]
+    engine: Callable[[Request], tuple[Any, bool]]
 
 
 @dataclass(frozen=True)
@@ -68,13 +97,55 @@ class Plan:
         return "\n".join(rows)
 
 
-def _never(problem: ConvProblem, op: str, isa: str) -> Verdict:
+def _never(r: Request) -> Verdict:
     return None
 
 
-def _direct_refuses(p: ConvProblem, op: str, isa: str) -> Verdict:
-    x, _, step = _operands(p, op)
-    if op == "conv_weight_grad":
+# ---- Winograd ----------------------------------------------------------------------------------------------------
+
+def _winograd_refuses(r: Request) -> Verdict:
+    p = r.problem
+    if r.op == "conv_weight_grad":
+        return "it has no weight gradient"
+    if r.exact:
+        return "config(exact=True) forbids it: it rounds more than the plain sum"
+    if p.stride != (1, 1, 1) or p.dilation != (1, 1, 1):
+        return f"it needs stride 1 and dilation 1, and they are {_seen(p, p.stride)} and {_seen(p, p.dilation)}"
+    if not _shapes_for(p):
+        kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
+        return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
+    return None
+
+
+def _winograd_declines(r: Request) -> Verdict:
+    shape = _best_shape(r)
+    own = costs.winograd(r.problem, r.op, r.isa, shape, r.batch, r.packed)
+    other = costs.direct(r.problem, r.op, r.isa, r.batch)
+    if own < other:
+        return None
+    return f"{shape.name} would take about {own:,.0f} cycles, the plain sum {other:,.0f}"
+
+
+def _shapes_for(p: ConvProblem) -> list[costs.Shape]:
+    return [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
+
+
+def _best_shape(r: Request) -> costs.Shape:
+    return min(_shapes_for(r.problem), key=lambda s: costs.winograd(r.problem, r.op, r.isa, s, r.batch, r.packed))
+
+
+def _winograd(r: Request) -> tuple[Any, bool]:
+    p = r.problem
+    rows = lattice.forward(p) if r.op == "conv" else lattice.input_grad(p)[0][0]
+    shape = costs.winograd_shapes().index(_best_shape(r))
+    return _cpu.WinogradPlan(rows, r.isa, p.dtype == "float64", shape, r.relu, 4 * r.threads), True
+
+
+# ---- Direct and im2col -------------------------------------------------------------------------------------------
+
+def _direct_refuses(r: Request) -> Verdict:
+    x, _, step = _operands(r)
+    if r.op == "conv_weight_grad":
         if x[1] != 1:
             return f"it reads x in place, which needs channels with stride 1 (channels_last), and theirs is {x[1]}"
         return None
@@ -84,15 +155,16 @@ def _direct_refuses(p: ConvProblem, op: str, isa: str) -> Verdict:
     return None
 
 
-def _direct_declines(p: ConvProblem, op: str, isa: str) -> Verdict:
-    x, y, _ = _operands(p, op)
-    rows, columns = _cpu.tile(isa, p.dtype)
-    channels = (p.out_channels if op == "conv_input_grad" else p.in_channels) // p.groups
-    if op == "conv_weight_grad":
+def _direct_declines(r: Request) -> Verdict:
+    p = r.problem
+    x, y, _ = _operands(r)
+    rows, columns = _cpu.tile(r.isa, p.dtype)
+    channels, _ = costs.channels(p, r.op)
+    if r.op == "conv_weight_grad":
         if channels < rows // 2:
             return f"{channels} channels per group fill too little of a tile of {rows} rows"
         return None
-    width = (p.in_size[2] // p.stride[2]) if op == "conv_input_grad" else p.out_size[2]
+    width = (p.in_size[2] // p.stride[2]) if r.op == "conv_input_grad" else p.out_size[2]
     by_pixels = y[1] == 1
     if p.taps == 1 and not any(p.pad_lo + p.pad_hi):
         return None
@@ -105,25 +177,40 @@ def _direct_declines(p: ConvProblem, op: str, isa: str) -> Verdict:
     return None
 
 
-def _operands(p: ConvProblem, op: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def _operands(r: Request) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     """Strides of the array that is read in patches and of the one that is written (or, for the weight gradient,
     read), and the step between patches."""
-    if op == "conv_input_grad":
+    p = r.problem
+    if r.op == "conv_input_grad":
         return p.y_strides, p.x_strides, 1
     return p.x_strides, p.y_strides, p.stride[2]
 
 
+def _gemm(r: Request, gather: bool) -> tuple[Any, bool]:
+    p, double = r.problem, r.problem.dtype == "float64"
+    if r.op == "conv_weight_grad":
+        return _cpu.WeightGradPlan(lattice.forward(p), r.isa, double, gather), True
+    lattices, covers = ((lattice.forward(p),), True) if r.op == "conv" else lattice.input_grad(p)
+    return _cpu.ConvPlan(lattices, r.isa, double, gather, r.relu), covers
+
+
+def _seen(p: ConvProblem, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return sizes[3 - p.ndim:]
+
+
 ROWS = (
-    Row("direct", _direct_refuses, _direct_declines),
-    Row("im2col", _never, _never),
-    Row("reference", _never, _never),
+    Row("winograd", _winograd_refuses, _winograd_declines, _winograd),
+    Row("direct", _direct_refuses, _direct_declines, lambda r: _gemm(r, gather=False)),
+    Row("im2col", _never, _never, lambda r: _gemm(r, gather=True)),
+    Row("reference", _never, _never, lambda r: (None, True)),
 )
 
 _plans: OrderedDict[Any, Plan] = OrderedDict()
 _PLANS = 1024
 
 
-def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False) -> Plan:
+def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
+             packed: bool = False) -> Plan:
     """Choose the algorithm for a pass and prepare it; plans are cached.
 
     Parameters
@@ -134,19 +221,18 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bo
         "auto", or the name of the row to force; "auto" gives way to ``config(algorithm=...)``.
     relu
         Whether max(., 0) is applied to the result ("conv" only).
+    packed
+        Whether the weights are packed once and used many times.
 
     Raises
     ------
     ValueError
         If the row that is forced refuses, with its reason.
     """
-    current = settings()
-    if algorithm == "auto":
-        algorithm = current.algorithm
-    key = (problem, op, algorithm, current.isa, relu)
+    key = (problem, op, algorithm, relu, packed, settings())
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = _choose(problem, op, algorithm, current.isa, relu)
+        plan = _plans[key] = _choose(problem, op, algorithm, relu, packed, settings())
         while len(_plans) > _PLANS:
             try:
                 _plans.popitem(last=False)
@@ -160,38 +246,27 @@ def cached_plans() -> int:
     return len(_plans)
 
 
-def _choose(problem: ConvProblem, op: str, algorithm: str, isa: str, relu: bool) -> Plan:
+def _choose(problem: ConvProblem, op: str, algorithm: str, relu: bool, packed: bool, current: Settings) -> Plan:
+    if algorithm == "auto":
+        algorithm = current.algorithm
     names = [row.name for row in ROWS]
     if algorithm != "auto" and algorithm not in names:
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but one of 'auto', {', '.join(map(repr, names))} is "
                          "needed. Hint: 'auto' lets fastconv choose, and fastconv.explain says what and why")
+    request = Request(problem, op, current.isa, relu, packed, current.exact,
+                      1 if current.batch_invariant else problem.batch, current.threads)
     refused = []
     for row in ROWS:
         if algorithm not in ("auto", row.name):
             continue
-        reason = row.refuses(problem, op, isa)
+        reason = row.refuses(request)
         if reason and algorithm == row.name:
             raise ValueError(f"{op}: algorithm is {algorithm!r}, but that cannot run this problem: {reason}. "
                              "Hint: algorithm='auto', or fastconv.to_channels_last(input)")
-        reason = reason or (algorithm == "auto" and row.declines(problem, op, isa)) or None
+        reason = reason or (row.declines(request) if algorithm == "auto" else None)
         if reason:
             refused.append((row.name, reason))
             continue
-        engine, covers = _ENGINES[row.name](problem, op, isa, row.name, relu)
-        return Plan(problem, op, row.name, isa if engine else "numpy", tuple(refused), engine, covers)
+        engine, covers = row.engine(request)
+        return Plan(problem, op, row.name, current.isa if engine else "numpy", tuple(refused), engine, covers)
     raise AssertionError("the reference serves every problem")
-
-
-def _compiled(problem: ConvProblem, op: str, isa: str, algorithm: str, relu: bool) -> tuple[Any, bool]:
-    double, gather = problem.dtype == "float64", algorithm == "im2col"
-    if op == "conv_weight_grad":
-        return _cpu.WeightGradPlan(lattice.forward(problem), isa, double, gather), True
-    lattices, covers = ((lattice.forward(problem),), True) if op == "conv" else lattice.input_grad(problem)
-    return _cpu.ConvPlan(lattices, isa, double, gather, relu), covers
-
-
-def _no_engine(problem: ConvProblem, op: str, isa: str, algorithm: str, relu: bool) -> tuple[Any, bool]:
-    return None, True
-
-
-_ENGINES = {"direct": _compiled, "im2col": _compiled, "reference": _no_engine}

@@ -45,8 +45,8 @@ cdef extern from "fastconv.h" nogil:
 
     void fc_wino_block(fc_wino *p)
     void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task)
-    void fc_wino_run(const fc_wino *p, const void *x, const void *packed, const void *bias, void *out,
-                     void *workspace, int64_t task)
+    int fc_wino_run(const fc_wino *p, const void *x, const void *packed, const void *bias, void *out,
+                    void *workspace, int64_t task)
     const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps)
 
     ctypedef struct fc_wgrad:

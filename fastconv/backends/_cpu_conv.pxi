@@ -57,8 +57,8 @@ cdef class _Plan:
     cdef readonly int64_t packed_bytes
     cdef readonly tuple layout
 
-    cdef void run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
-        pass
+    cdef int run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
+        return 1
 
     cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
         pass
@@ -88,7 +88,10 @@ cdef class _Plan:
         return packed
 
     def run(self, x, w, bias, out, int threads):
-        """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it."""
+        """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it.
+
+        Returns False if the result is not to be used: a Winograd plan met numbers that are not finite.
+        """
         cdef Operands o
         cdef const char *w_ = NULL
         cdef Buffer own = None
@@ -96,7 +99,7 @@ cdef class _Plan:
         cdef char *workspace
         cdef size_t size = (self.workspace + 4095) & ~<size_t>4095
         cdef uint64_t state = 0
-        cdef int64_t task
+        cdef int64_t task, refused = 0
         o.x, o.out = data_of(x), data_of(out, True)
         o.bias = NULL if bias is None else data_of(bias)
         if type(w) is Packed:
@@ -116,17 +119,18 @@ cdef class _Plan:
             if threads == 1:
                 state = fc_flush_denormals()
                 for task in range(self.tasks):
-                    self.run_task(&o, workspace, task)
+                    refused += not self.run_task(&o, workspace, task)
                 fc_restore_denormals(state)
             else:
                 with parallel(num_threads=threads):
                     state = fc_flush_denormals()
                     for task in prange(self.tasks, schedule="dynamic"):
-                        self.run_task(&o, workspace + threadid() * size, task)
+                        refused += not self.run_task(&o, workspace + threadid() * size, task)
                     fc_restore_denormals(state)
         give(workspaces)
         if own is not None:
             give(own)
+        return refused == 0
 
 
 cdef class ConvPlan(_Plan):
@@ -176,12 +180,13 @@ cdef class ConvPlan(_Plan):
             i += 1
         fc_conv_pack(&self.parts[i], w, packed + self.packed_at[i], task)
 
-    cdef void run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
+    cdef int run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
         cdef int i = 0
         while task >= self.parts[i].tasks:
             task -= self.parts[i].tasks
             i += 1
         fc_conv_run(&self.parts[i], o.x, o.packed + self.packed_at[i], o.bias, o.out, workspace, task)
+        return 1
 
 
 def winograd_shapes():
@@ -217,8 +222,8 @@ cdef class WinogradPlan(_Plan):
     cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
         fc_wino_pack(&self.part, w, packed, task)
 
-    cdef void run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
-        fc_wino_run(&self.part, o.x, o.packed, o.bias, o.out, workspace, task)
+    cdef int run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
+        return fc_wino_run(&self.part, o.x, o.packed, o.bias, o.out, workspace, task)
 
 
 cdef class WeightGradPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastconv.backends.cpu_pool import (
     max_unpool,
     max_unpool_grad,
 )
-from fastconv.plan import plan_for
+from fastconv.plan import Plan, plan_for
 from fastconv.problem import ConvProblem
 
 __all__ = [
@@ -27,16 +28,23 @@ __all__ = [
 ]
 
 
-def conv(problem: ConvProblem, x: Array, w: Any, b: Array | None = None, *, out: Array | None = None,
-         algorithm: str = "auto", relu: bool = False) -> Array:
-    """y = conv(x, w) + b, then max(y, 0) if `relu`; `w` may be what `pack` made of the weight."""
-    plan = plan_for(problem, "conv", algorithm, relu=relu)
+# Runs again what Winograd refuses: NaN and infinity must reach the outputs that the formula says, and no others.
+FINITE_OR_NOT = "im2col"
+
+
+def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,
+         algorithm: str = "auto", relu: bool = False, packed: Callable[[Plan], Any] | None = None) -> Array:
+    """y = conv(x, w) + b, then max(y, 0) if `relu`; `packed` keeps the weights in the layout of a plan."""
+    plan = plan_for(problem, "conv", algorithm, relu=relu, packed=packed is not None)
     if plan.engine is None:
         y = reference.conv(problem, x, w, b, out=out)
         return np.maximum(y, 0, out=y) if relu else y
     if out is None:
         out = empty(problem.y_shape, problem.dtype, problem.order)
-    plan.engine.run(x, w, _contiguous(b), out, plan.threads)
+    b = _contiguous(b)
+    if not plan.engine.run(x, w if packed is None else packed(plan), b, out, plan.threads):
+        plan = plan_for(problem, "conv", FINITE_OR_NOT, relu=relu)
+        plan.engine.run(x, w, b, out, plan.threads)
     return out
 
 
@@ -53,7 +61,10 @@ def conv_input_grad(problem: ConvProblem, dy: Array, w: Array, *, out: Array | N
         out = empty(problem.x_shape, problem.dtype, problem.order)
     if not plan.covers:
         out[...] = 0 if bias is None else bias.reshape(-1, *[1] * problem.ndim)
-    plan.engine.run(dy, w, _contiguous(bias), out, plan.threads)
+    bias = _contiguous(bias)
+    if not plan.engine.run(dy, w, bias, out, plan.threads):
+        plan = plan_for(problem, "conv_input_grad", FINITE_OR_NOT)
+        plan.engine.run(dy, w, bias, out, plan.threads)
     return out
 
 

@@ -121,9 +121,7 @@ def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride:
     b = _bias(op, bias, problem.out_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.y_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
-    if packed is not None:
-        w = packed(problem, relu, algorithm)
-    y = cpu.conv(problem, x, w, b, out=out, algorithm=algorithm, relu=relu)
+    y = cpu.conv(problem, x, w, b, out=out, algorithm=algorithm, relu=relu, packed=packed)
     return y[0] if alone else y
 
 
@@ -397,10 +395,7 @@ class PreparedConv:
         out[...] = activation(y)
         return y
 
-    def _pack(self, problem: ConvProblem, relu: bool, algorithm: str) -> Any:
-        plan = plan_for(problem, "conv", algorithm, relu=relu)
-        if plan.engine is None:
-            return self._weight
+    def _pack(self, plan: Plan) -> Any:
         packed = self._packed.get(plan.engine.layout)
         if packed is None:
             with self._lock:
