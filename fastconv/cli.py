@@ -164,6 +164,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from fastconv.training.checkpoint import load_checkpoint
     from fastconv.training.metrics import confusion_table
     from fastconv.training.run import Recipe, Run
 
@@ -203,8 +204,11 @@ def _train(args: argparse.Namespace) -> int:
     try:
         run.train(checkpoint)
     except KeyboardInterrupt:
-        print(f"interrupted; {checkpoint} holds {len(run.history)} of {run.recipe.epochs} epochs. "
-              f"Go on with: fastconv train --resume --out {out}")
+        done = len(load_checkpoint(checkpoint)["history"])
+        print(
+            f"interrupted; {checkpoint} holds {done} of {run.recipe.epochs} epochs. "
+            f"Go on with: fastconv train --resume --out {out}"
+        )
         raise
     test = run.test()
     print(f"test        loss {test.loss:.4f}  acc {test.accuracy:.2%}  auc {test.auc:.4f}")

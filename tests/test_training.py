@@ -12,7 +12,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fastconv.training import checkpoint, data, metrics
+from fastconv import nn
+from fastconv.models.cnn3d import cnn3d
+from fastconv.profiling import profile, profile_table
+from fastconv.training import checkpoint, data, loop, metrics, optim, run
 from fastconv.training.progress import Progress
 
 
@@ -339,3 +342,210 @@ class TestCheckpoint:
         for bad in ({1: 2}, {"a": object()}, {"a": [{1, 2}]}, {"a": np.array([None])}):
             with pytest.raises(TypeError, match="save_checkpoint: tree"):
                 checkpoint.save_checkpoint(path, bad)
+
+
+def striped(count: int, size: int = 12, seed: int = 0) -> data.Split:
+    """Noisy stripes: across for class 0, down for class 1."""
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 2, count)
+    wave = 60 * np.sin(np.arange(size) * 1.5 + rng.uniform(0, 6, (count, 1)))
+    stripes = np.where(classes[:, None, None], wave[:, None, :], wave[:, :, None])
+    noisy = 128 + stripes + rng.normal(0, 30, (count, size, size))
+    return data.Split(np.clip(noisy, 0, 255).astype(np.uint8)[:, None], classes)
+
+
+def small_net(dropout: float = 0.0, seed: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, rng=seed), nn.ReLU(), nn.MaxPool2d(5), nn.Flatten(),
+        nn.Dropout(dropout, rng=seed), nn.Dropout(dropout), nn.Linear(16, 2, rng=seed),
+    )  # fmt: skip
+
+
+class TestLoop:
+    TRAIN, VAL = striped(192), striped(64, seed=1)
+    NORMALISE = data.Normalise.fit(TRAIN.images)
+
+    def fit(self, net: nn.Sequential, epochs: int, **options: object) -> list[loop.EpochRecord]:
+        optimizer = options.pop("optimizer", None) or optim.AdamW(net.parameters(), lr=1e-2)
+        return loop.fit(net, self.TRAIN, optimizer, epochs, normalise=self.NORMALISE, batch_size=50, **options)
+
+    def test_learns_and_records(self):
+        net = small_net()
+        before = loop.evaluate(net, self.VAL, normalise=self.NORMALISE)
+        calls = []
+        history = self.fit(net, 8, val=self.VAL, after_epoch=lambda records: calls.append(len(records)))
+        after = loop.evaluate(net, self.VAL, normalise=self.NORMALISE)
+        assert [record.epoch for record in history] == calls == list(range(1, 9))
+        assert before.accuracy < 0.8
+        assert after.accuracy > 0.95
+        assert after.auc > 0.98
+        assert history[-1].val_loss == after.loss < before.loss
+        assert history[-1].val_accuracy == after.accuracy
+        assert history[-1].train_loss < history[0].train_loss
+
+    def test_same_as_the_loop_written_out(self):
+        net, by_hand = small_net(), small_net()
+        self.fit(net, 2, seed=9)
+        optimizer = optim.AdamW(by_hand.parameters(), lr=1e-2)
+        for epoch in (1, 2):
+            rng = np.random.default_rng((9, epoch))
+            for x, target in data.batches(self.TRAIN, 50, normalise=self.NORMALISE, rng=rng):
+                logits, backward = by_hand.forward(x)
+                _, dlogits = nn.cross_entropy(logits, target)
+                backward(dlogits)
+                optimizer.step()
+                optimizer.zero_grad()
+        for name, value in net.state_dict().items():
+            np.testing.assert_array_equal(value, by_hand.state_dict()[name], err_msg=name)
+
+    def test_evaluation_does_not_depend_on_the_batch_size(self):
+        net = small_net()
+        whole = loop.evaluate(net, self.VAL, normalise=self.NORMALISE, batch_size=64)
+        pieces = loop.evaluate(net, self.VAL, normalise=self.NORMALISE, batch_size=7)
+        np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=1e-6)
+        assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
+        np.testing.assert_allclose(whole.probabilities.sum(axis=1), 1)
+
+    def test_schedule_steps_per_batch(self):
+        net = small_net()
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        schedule = optim.CosineLR(optimizer, total_steps=8)
+        history = self.fit(net, 2, optimizer=optimizer, schedule=schedule)
+        assert schedule.count == 8  # 192 images in batches of 50 are 4
+        assert [record.lr for record in history] == pytest.approx([0.1, 0.05])
+        assert optimizer.lr == pytest.approx(0)
+
+    def test_divergence_is_reported(self):
+        net = small_net()
+        with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 1, step .*lower the learning"):
+            self.fit(net, 9, optimizer=optim.SGD(net.parameters(), lr=1e30))
+
+
+@pytest.fixture
+def stripes_npz(tmp_path: Path) -> Path:
+    train, test = striped(150), striped(40, seed=2)
+    return write_npz(
+        tmp_path / "stripes.npz",
+        x_train=train.images[:, 0], y_train=train.labels, x_test=test.images[:, 0], y_test=test.labels,
+    )  # fmt: skip
+
+
+def without_times(state: dict) -> dict:
+    for record in state["history"]:
+        del record["seconds"]
+    return state
+
+
+def assert_same_bits(a: object, b: object, path: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same_bits(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_bits(x, y, f"{path}/{i}")
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), path
+    else:
+        assert a == b, path
+
+
+class TestResume:
+    """A run that is stopped and resumed ends in the same bits as one that was not."""
+
+    @pytest.fixture(autouse=True)
+    def network_with_dropout(self, monkeypatch):
+        row = run.ModelRow(lambda dataset: small_net(dropout=0.3), (2,))
+        monkeypatch.setitem(run.MODELS, "stripes", row)
+
+    @pytest.mark.parametrize("schedule", run.SCHEDULES)
+    @pytest.mark.parametrize("optimizer", run.OPTIMIZERS)
+    def test_bit_for_bit(self, tmp_path, stripes_npz, monkeypatch, optimizer, schedule):
+        recipe = run.Recipe(
+            "stripes", str(stripes_npz), epochs=3, batch_size=32, optimizer=optimizer, schedule=schedule,
+            augment=("shift", "flip"), seed=4,
+        )  # fmt: skip
+        straight, stopped = tmp_path / "straight.npz", tmp_path / "stopped.npz"
+        run.Run(recipe).train(straight)
+
+        step, steps = loop.train_step, []
+
+        def interrupted(*args: object, **kwargs: object) -> object:
+            steps.append(1)
+            if len(steps) == 8:  # of 5 an epoch: in the middle of the second
+                raise KeyboardInterrupt
+            return step(*args, **kwargs)
+
+        monkeypatch.setattr(loop, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.Run(recipe).train(stopped)
+        monkeypatch.setattr(loop, "train_step", step)
+        nn.seed(99)  # a new process would not have the state of the old one's generator
+        resumed = run.Run.resume(stopped, {})
+        assert len(resumed.history) == 1
+        resumed.train(stopped)
+        states = [without_times(checkpoint.load_checkpoint(path)) for path in (straight, stopped)]
+        assert len(states[0]["history"]) == 3
+        assert_same_bits(*states)
+
+    def test_seed_matters(self, tmp_path, stripes_npz):
+        weights = []
+        for seed in (0, 0, 1):
+            one = run.Run(run.Recipe("stripes", str(stripes_npz), epochs=1, seed=seed))
+            one.train(tmp_path / "a.npz")
+            weights.append(one.model.state_dict()["6.weight"].tobytes())
+        assert weights[0] == weights[1] != weights[2]
+
+    def test_more_epochs(self, tmp_path, stripes_npz):
+        path = tmp_path / "a.npz"
+        run.Run(run.Recipe("stripes", str(stripes_npz), epochs=1)).train(path)
+        run.Run.resume(path, {"epochs": 3}).train(path)
+        state = checkpoint.load_checkpoint(path)
+        assert [record["epoch"] for record in state["history"]] == [1, 2, 3]
+        assert state["recipe"]["epochs"] == 3
+
+    def test_refusals(self, tmp_path, stripes_npz):
+        path = tmp_path / "a.npz"
+        one = run.Run(run.Recipe("stripes", str(stripes_npz), epochs=1))
+        one.save(path)
+        with pytest.raises(ValueError, match="made with batch_size 64, but 32 is given"):
+            run.Run.resume(path, {"batch_size": 32})
+        with np.load(stripes_npz) as file:
+            other = write_npz(tmp_path / "other.npz", **dict(file) | {"x_train": 255 - file["x_train"]})
+        with pytest.raises(ValueError, match="other data"):
+            run.Run.resume(path, {"data": str(other)})
+        moved = stripes_npz.rename(tmp_path / "moved.npz")
+        assert run.Run.resume(path, {"data": str(moved)}).history == []
+        volumes = {
+            name: images(8, 9, 9, 9) if name[0] == "x" else labels(8)
+            for name in ("x_train", "y_train", "x_test", "y_test")
+        }
+        with pytest.raises(ValueError, match="'stripes' needs 2 spatial axes"):
+            run.Run(run.Recipe("stripes", str(write_npz(tmp_path / "v.npz", **volumes))))
+
+
+def test_cnn3d_has_the_parameters_that_it_promises():
+    net = cnn3d()
+    assert net.num_parameters() == 27 * (1 * 8 + 8 * 16 + 16 * 32) + 2 * (8 + 16 + 32) + 32 * 2 + 2 == 17_674
+    x = np.zeros((2, 1, 9, 10, 11), np.float32)
+    assert net(x).shape == (2, 2)
+    assert net.forward(x)[0].shape == (2, 2)
+
+
+def test_profile_counts_every_layer_and_leaves_the_model_alone():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.GlobalAvgPool(), nn.Flatten(), nn.Linear(8, 5)
+    )
+    before = net.state_dict()
+    rows = profile(net, np.ones((4, 3, 10, 12), np.float32), repeats=1)
+    assert [row.name.split()[1] for row in rows] == [type(layer).__name__ for layer in net]
+    assert rows[0].macs == 4 * 8 * 3 * 9 * 10 * 12
+    assert rows[-1].macs == 4 * 8 * 5
+    assert {len(row.algorithms) for row in rows if row.macs} == {3}
+    assert all(row.algorithms == () for row in rows if not row.macs)
+    assert_same_bits(before, net.state_dict())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    table = profile_table(rows).splitlines()
+    assert len(table) == len(rows) + 2
+    assert "4x8x10x12" in table[1]

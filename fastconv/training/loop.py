@@ -159,10 +159,10 @@ def fit(
                 val_auc=None if measured is None else measured.auc,
             )
         )
-        if progress is not None:
-            progress.epoch(epoch, records[-1].summary())
         if after_epoch is not None:
             after_epoch(records)
+        if progress is not None:  # last: an epoch that is reported is also saved
+            progress.epoch(epoch, records[-1].summary())
     return records
 
 
