@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,7 @@ def require_compiler() -> None:
 
 def copy_sources(to: Path) -> Path:
     """A pristine copy of what the build reads, without what earlier builds made."""
+    to.mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
         if (ROOT / name).is_dir():
             ignore = shutil.ignore_patterns("*.so", "__pycache__", "_cpu.c")
@@ -70,3 +75,44 @@ def build(sources: Path, **environment: str) -> tuple[Path, str]:
     """Build into sources/build; returns the folder to put on the path, and what was printed."""
     done = run([sys.executable, "setup.py", "build"], sources, **environment)
     return next((sources / "build").glob("lib*")), done.stdout
+
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# Flags that would break kernels if they came after ours.
+HOSTILE = "-O1 -ffast-math -ffp-contract=off" + (" -mno-avx2 -mno-fma" if X86 else "")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The sdist of the checkout, and what was built where there was nothing but that sdist."""
+
+    checkout: Path  # the copy that the sdist was made from
+    sdist: Path
+    sources: Path  # the sdist unpacked, and built in
+    wheel: Path
+    output: str  # what the build printed
+
+    @property
+    def objects(self) -> dict[str, Path]:
+        return {path.stem: path for path in self.sources.glob("build/temp*/csrc/*.o")}
+
+
+@functools.cache
+def distribution(base: Path) -> Distribution:
+    """Built once per session, under hostile CFLAGS with warnings on, without the network.
+
+    `base` is the temporary folder of the session, ``tmp_path_factory.getbasetemp()``.
+    """
+    require_compiler()
+    pytest.importorskip("Cython")
+    folder = base / "distribution"
+    checkout = copy_sources(folder / "checkout")
+    run([sys.executable, "setup.py", "sdist", "-d", str(folder)], checkout)
+    sdist = next(folder.glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    sources = next((folder / "unpacked").iterdir())
+    command = [sys.executable, "setup.py", "bdist_wheel", "-d", str(folder)]
+    done = run(command, sources, CFLAGS=f"{HOSTILE} -Wall -Wextra")
+    return Distribution(checkout, sdist, sources, next(folder.glob("*.whl")), done.stdout)

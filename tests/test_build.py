@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import subprocess
@@ -12,8 +11,6 @@ from pathlib import Path
 import building
 import pytest
 
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-
 # What compiled C may import: memory and string primitives, mathematics, CPU detection.  No allocation, no output, no
 # threads, no abort.
 MAY_IMPORT = re.compile(
@@ -22,27 +19,15 @@ MAY_IMPORT = re.compile(
     r"|__cpu_(model|indicator_init|features2)|_GLOBAL_OFFSET_TABLE_"
 )
 
-# Flags that would break kernels if they came after ours.
-HOSTILE = "-O1 -ffast-math -mno-avx2 -mno-fma -ffp-contract=off" if X86 else "-O1 -ffast-math -ffp-contract=off"
-
-
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, built under hostile CFLAGS."""
-    building.require_compiler()
-    sources = building.copy_sources(tmp_path_factory.mktemp("sources"))
-    building.build(sources, CFLAGS=HOSTILE)
-    return sources
+def built(tmp_path_factory: pytest.TempPathFactory) -> building.Distribution:
+    return building.distribution(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     building.require_compiler()
     return building.toy_sources(tmp_path / "toy")
-
-
-def objects(built: Path) -> dict[str, Path]:
-    return {path.stem: path for path in built.glob("build/temp*/csrc/*.o")}
 
 
 def symbols(path: Path, *options: str) -> set[str]:
@@ -53,22 +38,26 @@ def symbols(path: Path, *options: str) -> set[str]:
 
 
 def instructions(path: Path) -> str:
-    if not X86 or shutil.which("objdump") is None:
+    if not building.X86 or shutil.which("objdump") is None:
         pytest.skip("needs objdump on x86-64")
     command = ["objdump", "-d", "--no-show-raw-insn", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_every_isa_object_exports_its_table_and_nothing_else(built: Path) -> None:
-    tables = {name: path for name, path in objects(built).items() if name.startswith("isa_")}
-    assert len(tables) == (6 if X86 else 4)
+def test_every_isa_object_exports_its_table_and_nothing_else(built: building.Distribution) -> None:
+    tables = {name: path for name, path in built.objects.items() if name.startswith("isa_")}
+    assert len(tables) == (6 if building.X86 else 4)
     for name, path in tables.items():
         isa, _, dtype = name.removeprefix("isa_").partition("-")
         assert symbols(path, "--defined-only", "--extern-only") == {f"fc_kernels_{dtype}_{isa}"}
 
 
-def test_objects_import_no_allocation_output_or_threads(built: Path) -> None:
-    for name, path in objects(built).items():
+def test_c_compiles_without_warnings(built: building.Distribution) -> None:
+    assert not re.findall(r"^csrc/.*warning: .*", built.output, re.MULTILINE)
+
+
+def test_objects_import_no_allocation_output_or_threads(built: building.Distribution) -> None:
+    for name, path in built.objects.items():
         foreign = {s for s in symbols(path, "--undefined-only") if not MAY_IMPORT.fullmatch(s)}
         assert not foreign, f"{name} imports {foreign}"
 
@@ -81,21 +70,23 @@ def test_objects_import_no_allocation_output_or_threads(built: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_isa_objects_use_their_registers(built: Path, isa: str, dtype: str, holds: str, lacks: str | None) -> None:
-    text = instructions(objects(built)[f"isa_{isa}-{dtype}"])
+def test_isa_objects_use_their_registers(
+    built: building.Distribution, isa: str, dtype: str, holds: str, lacks: str | None
+) -> None:
+    text = instructions(built.objects[f"isa_{isa}-{dtype}"])
     assert re.search(holds, text)
     assert lacks is None or not re.search(lacks, text)
 
 
-def test_all_other_objects_run_on_the_oldest_cpu(built: Path) -> None:
-    portable = [p for name, p in objects(built).items() if not re.match("isa_avx", name)]
+def test_all_other_objects_run_on_the_oldest_cpu(built: building.Distribution) -> None:
+    portable = [p for name, p in built.objects.items() if not re.match("isa_avx", name)]
     assert len(portable) > 5
     for path in portable:
         assert not re.search(r":\s+v\w+ ", instructions(path)), path.name  # AVX mnemonics, and only they, begin with v
 
 
-def test_fast_math_of_the_user_does_not_reach_the_kernels(built: Path, tmp_path: Path) -> None:
-    lib = next(built.glob("build/lib*"))
+def test_fast_math_of_the_user_does_not_reach_the_kernels(built: building.Distribution, tmp_path: Path) -> None:
+    lib = next(built.sources.glob("build/lib*"))
     program = (
         "import numpy as np, fastconv.functional as F\n"
         "from fastconv.backends import _cpu\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -29,14 +30,13 @@ def in_new_process(program: str, folder: Path, path: Path) -> str:
 def test_import_costs_less_than_60_ms_above_numpy(tmp_path: Path) -> None:
     program = (
         "import numpy, time\n"
-        "start = time.perf_counter()\n"
+        "start = time.process_time()\n"  # what other processes do meanwhile does not count
         "import fastconv\n"
-        "print(time.perf_counter() - start)\n"
+        "print(time.process_time() - start)\n"
     )
     in_new_process(program, tmp_path, PACKAGE.parent)  # compiles
     seconds = [float(in_new_process(program, tmp_path, PACKAGE.parent)) for _ in range(7)]
-    # other processes can only make it slower
-    assert min(seconds) < 0.060, f"{sorted(round(1000 * s) for s in seconds)} ms"
+    assert statistics.median(seconds) < 0.060, f"{sorted(round(1000 * s) for s in seconds)} ms"
 
 
 def test_import_takes_no_extra_and_no_layers(tmp_path: Path) -> None:
@@ -104,30 +104,18 @@ def test_stubs_name_what_the_extension_has() -> None:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    building.require_compiler()
-    return building.copy_sources(tmp_path_factory.mktemp("sources"))
-
-
-@pytest.fixture(scope="module")
-def distributions(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sdist made from the checkout, and a wheel made from that sdist."""
-    for needed in ("build", "setuptools", "Cython"):
-        pytest.importorskip(needed)
-    folder = tmp_path_factory.mktemp("dist")
-    # without isolation, so that it works offline; `build` makes the wheel from the sdist, where nothing else is
-    building.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(sources)], folder)
-    return folder
+def built(tmp_path_factory: pytest.TempPathFactory) -> building.Distribution:
+    return building.distribution(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow
-def test_sdist_holds_the_sources(sources: Path, distributions: Path) -> None:
-    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+def test_sdist_holds_the_sources(built: building.Distribution) -> None:
+    with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {
-        path.relative_to(sources).as_posix()
-        for path in sources.rglob("*")
-        if path.is_file() and not path.is_relative_to(sources / "build") and "fastconv.egg-info" not in path.parts
+        path.relative_to(built.checkout).as_posix()
+        for path in built.checkout.rglob("*")
+        if path.is_file() and "fastconv.egg-info" not in path.parts
     }
     assert len(needed) > 50
     assert not needed - names
@@ -135,12 +123,11 @@ def test_sdist_holds_the_sources(sources: Path, distributions: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_is_small_and_holds_no_sources(distributions: Path) -> None:
-    wheel = next(distributions.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
+def test_wheel_is_small_and_holds_no_sources(built: building.Distribution) -> None:
+    with zipfile.ZipFile(built.wheel) as archive:
         names = archive.namelist()
-    print(f"wheel: {wheel.stat().st_size / 1e6:.2f} MB")
-    assert wheel.stat().st_size < 3e6
+    print(f"wheel: {built.wheel.stat().st_size / 1e6:.2f} MB")
+    assert built.wheel.stat().st_size < 3e6
     assert not [name for name in names if name.endswith((".c", ".h", ".def", ".pyx", ".pxd", ".pxi", ".o"))]
     assert not [name for name in names if name.startswith(("tests/", "csrc/", "bench/"))]
     assert any(name.startswith("fastconv/backends/_cpu.") and not name.endswith(".pyi") for name in names)
@@ -148,13 +135,12 @@ def test_wheel_is_small_and_holds_no_sources(distributions: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_from_the_sdist_works_where_the_sources_are_absent(distributions: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_where_the_sources_are_absent(built: building.Distribution, tmp_path: Path) -> None:
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("no pip")
     target = tmp_path / "installed"
-    wheel = next(distributions.glob("*.whl"))
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(target)]
-    building.run([*command, str(wheel)], tmp_path)
+    building.run([*command, str(built.wheel)], tmp_path)
     program = (
         "import numpy as np, fastconv\n"
         "from fastconv import functional as F\n"
