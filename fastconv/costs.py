@@ -67,7 +67,7 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     rows, columns = _cpu.tile(isa, p.dtype)
     read, written = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
-    tiles = batch * math.prod(-(-n // m) for n, m in zip(size, shape.outputs, strict=True))
+    tiles = max(batch, 1) * math.prod(-(-n // m) for n, m in zip(size, shape.outputs, strict=True))
     points = math.prod(shape.points)
     strip = tiles / _round_up(tiles, rows) if tiles < 4 * rows else 1  # tiles of few rows load more than they compute
     products = tiles * points * read * _round_up(written, lanes) / (2 * lanes) / TILE_SHARE / (0.5 + 0.5 * strip)
