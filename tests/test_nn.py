@@ -470,6 +470,15 @@ def test_batch_norm_tracks_a_plain_average_without_momentum():
     assert layer.num_batches_tracked.value == 3
 
 
+def test_a_pending_backward_keeps_the_frozen_statistics_of_its_forward():
+    layer, x = nn.BatchNorm1d(3, frozen=True, dtype=np.float64), normal(5, 3)
+    _, backward = layer.forward(x)
+    expected = backward(x)
+    layer.frozen = False
+    layer.forward(x + 7)
+    np.testing.assert_array_equal(backward(x), expected)
+
+
 def test_batch_norm_in_float32_is_exact_far_from_zero():
     x = (1e4 + np.random.default_rng(0).standard_normal((64, 3, 20))).astype(np.float32)
     exact = x.astype(np.float64)

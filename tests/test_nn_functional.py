@@ -81,6 +81,9 @@ def test_variance_of_values_far_from_zero():
     mean, var = norm.batch_statistics(x)
     np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 2)), rtol=1e-12)
     np.testing.assert_allclose(var, x.astype(np.float64).var((0, 2)), rtol=1e-6)
+    # the mean lies between two neighbouring float32 numbers, and so do all values around it
+    x = np.tile(np.array([1e6, 1e6 + 0.0625, 1e6 + 0.0625], np.float32), 20)[:, None]
+    np.testing.assert_allclose(norm.batch_statistics(x)[1], x.astype(np.float64).var(0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -121,16 +121,16 @@ def _cross_entropy_classes(x: Array, log_p: Array, y: Array, w: Array, ignore_in
     grad = np.exp(log_p)
     if smoothing:
         spread = (smoothing / classes * w).reshape(-1, *[1] * (x.ndim - 2))
-        mask = kept.astype(x.dtype)
-        losses -= mask * (spread * log_p).sum(1)
-        grad *= (1 - smoothing) * each_weight + mask[:, None] * spread.sum()
-        grad -= mask[:, None] * spread
+        losses -= (spread * log_p).sum(1)
+        grad *= (1 - smoothing) * each_weight + spread.sum()
+        grad -= spread
     else:
         grad *= each_weight
     at_class = np.take_along_axis(grad, index, 1)
     np.put_along_axis(grad, index, at_class - (1 - smoothing) * each_weight, 1)
-    losses[~kept] = 0  # a NaN of ignored logits is ignored too
-    np.copyto(grad, 0, where=~kept[:, None])
+    if not kept.all():  # a NaN of ignored logits is ignored too
+        losses[~kept] = 0
+        np.copyto(grad, 0, where=~kept[:, None])
     return _reduce(losses, grad, float(np.sum(position_weight, dtype=np.float64)), reduction)
 
 
