@@ -231,7 +231,7 @@ static void tile(const fc_conv *p, const strip *s, const real *packed, int64_t p
     if (!direct) scatter(p, s, spare, k->nr, channels, add, last, bias, to);
 }
 
-void FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_, const void *bias_, void *out_,
+int FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_, const void *bias_, void *out_,
                           void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
@@ -272,4 +272,5 @@ void FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_
             for (int64_t i = 0; i < n_strips; i++)
                 tile(p, strips + i, packed, panel, g.r0, g.r1, bias, out, terms, spare);
     }
+    return 1;
 }

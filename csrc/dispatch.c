@@ -102,7 +102,7 @@ void fc_tile(const void *kernels, int is_double, int tile[3]) {
 FC_BY_TYPE(void, fc_conv_block, (fc_conv *p), p->l.is_double, (p))
 FC_BY_TYPE(void, fc_conv_pack, (const fc_conv *p, const void *w, void *packed, int64_t task), p->l.is_double,
            (p, w, packed, task))
-FC_BY_TYPE(void, fc_conv_run,
+FC_BY_TYPE(int, fc_conv_run,
            (const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
             int64_t task),
            p->l.is_double, (p, in, packed, bias, out, workspace, task))
@@ -111,6 +111,13 @@ FC_BY_TYPE(void, fc_wino_pack, (const fc_wino *p, const void *w, void *packed, i
            (p, w, packed, task))
 FC_BY_TYPE(int, fc_wino_run,
            (const fc_wino *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+            int64_t task),
+           p->l.is_double, (p, in, packed, bias, out, workspace, task))
+FC_BY_TYPE(void, fc_channelwise_block, (fc_channelwise *p), p->l.is_double, (p))
+FC_BY_TYPE(void, fc_channelwise_pack, (const fc_channelwise *p, const void *w, void *packed, int64_t task),
+           p->l.is_double, (p, w, packed, task))
+FC_BY_TYPE(int, fc_channelwise_run,
+           (const fc_channelwise *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
             int64_t task),
            p->l.is_double, (p, in, packed, bias, out, workspace, task))
 FC_BY_TYPE(void, fc_wgrad_block, (fc_wgrad *p), p->l.is_double, (p))

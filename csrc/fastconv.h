@@ -80,8 +80,8 @@ typedef struct {
 void fc_conv_block(fc_conv *p);
 /* Packs one panel of the weights, 0 <= task < pack_tasks. */
 void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task);
-/* Runs one task, 0 <= task < tasks.  `bias` (all out channels, contiguous) may be null. */
-void fc_conv_run(const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+/* Runs one task, 0 <= task < tasks.  `bias` (all out channels, contiguous) may be null.  Returns 1. */
+int fc_conv_run(const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                  int64_t task);
 
 /* The same by Winograd's minimal filtering, for lattices with step 1 whose taps fill a 3, 5, 3x3, 5x5 or 3x3x3 box.
@@ -113,6 +113,30 @@ int fc_wino_run(const fc_wino *p, const void *in, const void *packed, const void
                 int64_t task);
 /* Row `index` of winograd.def: its name, outputs per tile and points along each axis, taps; null past the end. */
 const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps);
+
+/* Lattices of groups with one input and one output channel each.
+ *
+ *   channels contiguous (NHWC): a task is a few rows of pixels of one image, all channels; patches are read in place,
+ *       taps in the padding from a row of zeros
+ *   else (NCHW): a task is a few channels of one image; the rows under an output row are copied, padded, and dealt out by their
+ *       column modulo step, so that the inputs of neighbouring pixels under one tap lie side by side:
+ *
+ *           step 2:  x0 x1 x2 x3 x4 x5 ..   ->   x0 x2 x4 .. | x1 x3 x5 ..  */
+typedef struct {
+    fc_lattice l;
+    int relu;
+    int by_channels;
+    int64_t first[3], extent[3]; /* input position of the lowest tap for output 0; positions that taps span */
+    int64_t band, bands;       /* NHWC: output rows (depth x height) of a task; NCHW: channels of a task */
+    int64_t zeros;             /* NHWC: elements that stand for the padding */
+    int64_t deal, row, slots;  /* NCHW: elements of a row dealt out for one residue, of all; rows that are held */
+    int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
+} fc_channelwise;
+
+void fc_channelwise_block(fc_channelwise *p);
+void fc_channelwise_pack(const fc_channelwise *p, const void *w, void *packed, int64_t task);
+int fc_channelwise_run(const fc_channelwise *p, const void *in, const void *packed, const void *bias, void *out,
+                        void *workspace, int64_t task);
 
 /* dw[k, c, t] = sum over n, o of in[n, c, o * step + tap_at[t]] * out[n, k, o], where `out` of the lattice is dy.
  *

@@ -1,4 +1,5 @@
 /* Every kernel of one ISA and one scalar type, and the table of them: the only symbol that the object exports. */
+#include "depthwise.inc.c"
 #include "gather.inc.c"
 #include "gemm.inc.c"
 #include "pool.inc.c"

@@ -113,6 +113,22 @@ typedef struct {
 } FC_NAME(fc_wino_weights);
 #define fc_wino_weights FC_NAME(fc_wino_weights)
 
+/* Depthwise convolution of a few pixels or of a row.  taps[t] points to the input under tap t for the first pixel (or
+ * to zeros, for a tap in the padding).
+ *
+ *      depthwise_pixels: 1 or 4 pixels of all channels, which are contiguous; pixels lie in_step and out_step apart;
+ *                        w[block of 2 * vl channels][tap][2 * vl]; one bias for each channel
+ *      depthwise_row:    `pixels` pixels of one channel, whose inputs are contiguous under each tap and can be read up
+ *                        to 4 * vl elements past the end; w[tap]; one bias */
+typedef struct {
+    const real *const *taps;
+    int64_t n_taps, pixels, channels, in_step, out_step;
+    const real *w, *bias;
+    real *out;
+    int relu;
+} FC_NAME(fc_depthwise);
+#define fc_depthwise FC_NAME(fc_depthwise)
+
 typedef struct {
     const char *isa;
     int vl, mr, nr; /* lanes, rows and columns of the largest tile; nr = 2 * vl */

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-ALGORITHMS = ("auto", "winograd", "direct", "im2col", "reference")
+ALGORITHMS = ("auto", "winograd", "channelwise", "direct", "im2col", "reference")
 ISAS = ("generic", "avx2", "avx512", "neon")
 
 

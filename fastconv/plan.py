@@ -136,9 +136,27 @@ def _best_shape(r: Request) -> costs.Shape:
 
 def _winograd(r: Request) -> tuple[Any, bool]:
     p = r.problem
-    rows = lattice.forward(p) if r.op == "conv" else lattice.input_grad(p)[0][0]
+    rows = _lattices(r)[0][0]
     shape = costs.winograd_shapes().index(_best_shape(r))
-    return _cpu.WinogradPlan(rows, r.isa, p.dtype == "float64", shape, r.relu, 4 * r.threads), True
+    part = _cpu.winograd_part(rows, r.isa, p.dtype == "float64", shape, r.relu, 4 * r.threads)
+    return _cpu.ConvPlan([part]), True
+
+
+# ---- Channelwise (depthwise) -------------------------------------------------------------------------------------
+
+def _channelwise_refuses(r: Request) -> Verdict:
+    if r.op == "conv_weight_grad":
+        return "it has no weight gradient"
+    if costs.channels(r.problem, r.op) != (1, 1):
+        c, k = costs.channels(r.problem, r.op)
+        return f"it needs groups of one input and one output channel, and these have {c} and {k}"
+    return None
+
+
+def _channelwise(r: Request) -> tuple[Any, bool]:
+    lattices, covers = _lattices(r)
+    double = r.problem.dtype == "float64"
+    return _cpu.ConvPlan([_cpu.channelwise_part(part, r.isa, double, r.relu) for part in lattices]), covers
 
 
 # ---- Direct and im2col -------------------------------------------------------------------------------------------
@@ -190,8 +208,12 @@ def _gemm(r: Request, gather: bool) -> tuple[Any, bool]:
     p, double = r.problem, r.problem.dtype == "float64"
     if r.op == "conv_weight_grad":
         return _cpu.WeightGradPlan(lattice.forward(p), r.isa, double, gather), True
-    lattices, covers = ((lattice.forward(p),), True) if r.op == "conv" else lattice.input_grad(p)
-    return _cpu.ConvPlan(lattices, r.isa, double, gather, r.relu), covers
+    lattices, covers = _lattices(r)
+    return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, gather, r.relu) for part in lattices]), covers
+
+
+def _lattices(r: Request) -> tuple[tuple[lattice.Lattice, ...], bool]:
+    return ((lattice.forward(r.problem),), True) if r.op == "conv" else lattice.input_grad(r.problem)
 
 
 def _seen(p: ConvProblem, sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -200,6 +222,7 @@ def _seen(p: ConvProblem, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 ROWS = (
     Row("winograd", _winograd_refuses, _winograd_declines, _winograd),
+    Row("channelwise", _channelwise_refuses, _never, _channelwise),
     Row("direct", _direct_refuses, _direct_declines, lambda r: _gemm(r, gather=False)),
     Row("im2col", _never, _never, lambda r: _gemm(r, gather=True)),
     Row("reference", _never, _never, lambda r: (None, True)),

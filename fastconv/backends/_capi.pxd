@@ -35,7 +35,7 @@ cdef extern from "fastconv.h" nogil:
 
     void fc_conv_block(fc_conv *p)
     void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task)
-    void fc_conv_run(const fc_conv *p, const void *x, const void *packed, const void *bias, void *out,
+    int fc_conv_run(const fc_conv *p, const void *x, const void *packed, const void *bias, void *out,
                      void *workspace, int64_t task)
 
     ctypedef struct fc_wino:
@@ -48,6 +48,16 @@ cdef extern from "fastconv.h" nogil:
     int fc_wino_run(const fc_wino *p, const void *x, const void *packed, const void *bias, void *out,
                     void *workspace, int64_t task)
     const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps)
+
+    ctypedef struct fc_channelwise:
+        fc_lattice l
+        int relu
+        int64_t tasks, pack_tasks, packed_bytes, workspace_bytes
+
+    void fc_channelwise_block(fc_channelwise *p)
+    void fc_channelwise_pack(const fc_channelwise *p, const void *w, void *packed, int64_t task)
+    int fc_channelwise_run(const fc_channelwise *p, const void *x, const void *packed, const void *bias, void *out,
+                            void *workspace, int64_t task)
 
     ctypedef struct fc_wgrad:
         fc_lattice l

@@ -42,31 +42,143 @@ cdef class Packed:
         return self.buffer.size
 
 
-cdef struct Operands:
-    const char *x
-    const char *packed
-    const char *bias
-    char *out
+ctypedef void (*PackTask)(const void *plan, const void *w, void *packed, int64_t task) noexcept nogil
+ctypedef int (*RunTask)(const void *plan, const void *x, const void *packed, const void *bias, void *out,
+                        void *workspace, int64_t task) noexcept nogil
+
+cdef struct PartCalls:
+    const void *plan
+    PackTask pack
+    RunTask run
+    int64_t tasks, pack_tasks
+    int64_t packed_at  # bytes, where the weights of this part begin
 
 
-cdef class _Plan:
-    """What plans have in common: out = conv(x, w) + bias in tasks, with weights that are packed in tasks."""
+cdef class Part:
+    """One lattice under one algorithm."""
+    cdef _Lattice lattice
+    cdef void *plan
+    cdef PartCalls calls
+    cdef int64_t packed_bytes, workspace_bytes
+    cdef tuple layout
+
+    def __dealloc__(self):
+        free(self.plan)
+
+    cdef void *new_plan(self, size_t size, lattice, str isa, bint is_double, bint gather) except NULL:
+        self.lattice = _Lattice(lattice, isa, is_double, gather)
+        self.plan = malloc(size)
+        if self.plan == NULL:
+            raise MemoryError
+        memset(self.plan, 0, size)
+        self.calls.plan = self.plan
+        return self.plan
+
+    cdef int sizes(self, int64_t tasks, int64_t pack_tasks, int64_t packed_bytes, int64_t workspace_bytes) except -1:
+        self.calls.tasks, self.calls.pack_tasks = tasks, pack_tasks
+        self.packed_bytes, self.workspace_bytes = packed_bytes, workspace_bytes
+        return 0
+
+
+def gemm_part(lattice, str isa, bint is_double, bint gather, bint relu):
+    """Direct (gather=False) or im2col (True)."""
+    cdef Part part = Part()
+    cdef fc_conv *p = <fc_conv *>part.new_plan(sizeof(fc_conv), lattice, isa, is_double, gather)
+    p.l, p.relu = part.lattice.l, relu
+    fc_conv_block(p)
+    part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
+    part.calls.pack, part.calls.run = <PackTask>fc_conv_pack, <RunTask>fc_conv_run
+    part.layout = ("gemm", isa, is_double, p.pixels_are_rows, p.packed_bytes, p.pack_tasks, p.l.taps)
+    return part
+
+
+def winograd_part(lattice, str isa, bint is_double, int shape, bint relu, int min_tasks):
+    """Winograd's minimal filtering, `shape` being a row of `winograd_shapes`."""
+    cdef Part part = Part()
+    cdef fc_wino *p = <fc_wino *>part.new_plan(sizeof(fc_wino), lattice, isa, is_double, False)
+    p.l, p.relu, p.shape, p.min_tasks = part.lattice.l, relu, shape, min_tasks
+    fc_wino_block(p)
+    part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
+    part.calls.pack, part.calls.run = <PackTask>fc_wino_pack, <RunTask>fc_wino_run
+    part.layout = ("winograd", isa, is_double, shape, p.packed_bytes, p.pack_tasks)
+    return part
+
+
+def channelwise_part(lattice, str isa, bint is_double, bint relu):
+    """Groups of one input and one output channel."""
+    cdef Part part = Part()
+    cdef fc_channelwise *p = <fc_channelwise *>part.new_plan(sizeof(fc_channelwise), lattice, isa, is_double, False)
+    p.l, p.relu = part.lattice.l, relu
+    fc_channelwise_block(p)
+    part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
+    part.calls.pack, part.calls.run = <PackTask>fc_channelwise_pack, <RunTask>fc_channelwise_run
+    part.layout = ("channelwise", isa, is_double, p.pack_tasks, p.l.taps)
+    return part
+
+
+def winograd_shapes():
+    """[(name, outputs per tile, points, taps)], three numbers each along the axes, taps of the axes with points."""
+    cdef int outputs[3]
+    cdef int points[3]
+    cdef int taps
+    cdef const char *name
+    rows = []
+    name = fc_wino_shape(0, outputs, points, &taps)
+    while name != NULL:
+        rows.append(((<bytes>name).decode(), tuple([outputs[0], outputs[1], outputs[2]]),
+                     tuple([points[0], points[1], points[2]]), taps))
+        name = fc_wino_shape(len(rows), outputs, points, &taps)
+    return rows
+
+
+cdef class ConvPlan:
+    """Parts that write disjoint pieces of one output: forward pass, data gradient or transposed convolution."""
+    cdef list parts
+    cdef PartCalls *calls
     cdef size_t workspace
     cdef readonly int64_t tasks
     cdef readonly int64_t pack_tasks
     cdef readonly int64_t packed_bytes
     cdef readonly tuple layout
 
-    cdef int run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
-        return 1
+    def __cinit__(self, parts):
+        cdef Part part
+        cdef Py_ssize_t i
+        self.parts = list(parts)
+        self.calls = <PartCalls *>malloc((len(self.parts) + 1) * sizeof(PartCalls))
+        if self.calls == NULL:
+            raise MemoryError
+        for i, part in enumerate(self.parts):
+            self.calls[i] = part.calls
+            self.calls[i].packed_at = self.packed_bytes
+            self.tasks += part.calls.tasks
+            self.pack_tasks += part.calls.pack_tasks
+            self.packed_bytes += (part.packed_bytes + 63) & ~63
+            self.workspace = max(self.workspace, <size_t>part.workspace_bytes)
+        self.layout = tuple([(<Part>part).layout for part in self.parts])
 
-    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
-        pass
+    def __dealloc__(self):
+        free(self.calls)
 
     @property
     def workspace_bytes(self):
         """Bytes of workspace for each thread."""
         return self.workspace
+
+    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
+        cdef PartCalls *part = self.calls
+        while task >= part.pack_tasks:
+            task -= part.pack_tasks
+            part += 1
+        part.pack(part.plan, w, packed + part.packed_at, task)
+
+    cdef int run_task(self, const char *x, const char *packed, const char *bias, char *out, char *workspace,
+                      int64_t task) noexcept nogil:
+        cdef PartCalls *part = self.calls
+        while task >= part.tasks:
+            task -= part.tasks
+            part += 1
+        return part.run(part.plan, x, packed + part.packed_at, bias, out, workspace, task)
 
     cdef void pack_all(self, const char *w, char *packed, int threads) noexcept nogil:
         cdef int64_t task
@@ -90,140 +202,48 @@ cdef class _Plan:
     def run(self, x, w, bias, out, int threads):
         """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it.
 
-        Returns False if the result is not to be used: a Winograd plan met numbers that are not finite.
+        Returns False if the result is not to be used: a Winograd part met numbers that are not finite.
         """
-        cdef Operands o
+        cdef const char *x_ = data_of(x)
+        cdef const char *bias_ = NULL if bias is None else data_of(bias)
+        cdef char *out_ = data_of(out, True)
         cdef const char *w_ = NULL
+        cdef char *packed
         cdef Buffer own = None
         cdef Buffer workspaces
         cdef char *workspace
         cdef size_t size = (self.workspace + 4095) & ~<size_t>4095
         cdef uint64_t state = 0
         cdef int64_t task, refused = 0
-        o.x, o.out = data_of(x), data_of(out, True)
-        o.bias = NULL if bias is None else data_of(bias)
         if type(w) is Packed:
             if (<Packed>w).layout != self.layout:
                 raise ValueError("packed weights belong to another plan")
-            o.packed = (<Packed>w).buffer.data
+            packed = (<Packed>w).buffer.data
         else:
             w_ = data_of(w)
             own = take(self.packed_bytes)
-            o.packed = own.data
+            packed = own.data
         threads = max(1, min(<int64_t>threads, self.tasks))
         workspaces = take(size * threads)
         workspace = workspaces.data
         with nogil:
             if w_ != NULL:
-                self.pack_all(w_, <char *>o.packed, threads)
+                self.pack_all(w_, packed, threads)
             if threads == 1:
                 state = fc_flush_denormals()
                 for task in range(self.tasks):
-                    refused += not self.run_task(&o, workspace, task)
+                    refused += not self.run_task(x_, packed, bias_, out_, workspace, task)
                 fc_restore_denormals(state)
             else:
                 with parallel(num_threads=threads):
                     state = fc_flush_denormals()
                     for task in prange(self.tasks, schedule="dynamic"):
-                        refused += not self.run_task(&o, workspace + threadid() * size, task)
+                        refused += not self.run_task(x_, packed, bias_, out_, workspace + threadid() * size, task)
                     fc_restore_denormals(state)
         give(workspaces)
         if own is not None:
             give(own)
         return refused == 0
-
-
-cdef class ConvPlan(_Plan):
-    """One or more lattices that write disjoint parts of one output: forward pass or data gradient."""
-    cdef list lattices
-    cdef fc_conv *parts
-    cdef int64_t *packed_at  # bytes, where the weights of a part begin
-    cdef int n_parts
-
-    def __cinit__(self, lattices, str isa, bint is_double, bint gather, bint relu):
-        cdef int i
-        cdef fc_conv *part
-        self.lattices = [_Lattice(l, isa, is_double, gather) for l in lattices]
-        self.n_parts = len(self.lattices)
-        self.parts = <fc_conv *>malloc(self.n_parts * sizeof(fc_conv))
-        self.packed_at = <int64_t *>malloc((self.n_parts + 1) * sizeof(int64_t))
-        if self.parts == NULL or self.packed_at == NULL:
-            raise MemoryError
-        layout = [isa, is_double]
-        for i in range(self.n_parts):
-            part = &self.parts[i]
-            memset(part, 0, sizeof(fc_conv))
-            part.l = (<_Lattice>self.lattices[i]).l
-            part.relu = relu
-            fc_conv_block(part)
-            self.packed_at[i] = self.packed_bytes
-            self.packed_bytes += (part.packed_bytes + 63) & ~63
-            self.tasks += part.tasks
-            self.pack_tasks += part.pack_tasks
-            self.workspace = max(self.workspace, <size_t>part.workspace_bytes)
-            layout += [part.pixels_are_rows, part.packed_bytes, part.pack_tasks, part.l.taps]
-        self.layout = tuple(layout)
-
-    def __dealloc__(self):
-        free(self.parts)
-        free(self.packed_at)
-
-    @property
-    def pixels_are_rows(self):
-        """Whether the tiles' columns are out channels (else pixels)."""
-        return bool(self.parts[0].pixels_are_rows)
-
-    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
-        cdef int i = 0
-        while task >= self.parts[i].pack_tasks:
-            task -= self.parts[i].pack_tasks
-            i += 1
-        fc_conv_pack(&self.parts[i], w, packed + self.packed_at[i], task)
-
-    cdef int run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
-        cdef int i = 0
-        while task >= self.parts[i].tasks:
-            task -= self.parts[i].tasks
-            i += 1
-        fc_conv_run(&self.parts[i], o.x, o.packed + self.packed_at[i], o.bias, o.out, workspace, task)
-        return 1
-
-
-def winograd_shapes():
-    """[(name, outputs per tile, points, taps)], three numbers each along the axes, taps of the axes with points."""
-    cdef int outputs[3]
-    cdef int points[3]
-    cdef int taps
-    cdef const char *name
-    rows = []
-    name = fc_wino_shape(0, outputs, points, &taps)
-    while name != NULL:
-        rows.append(((<bytes>name).decode(), tuple([outputs[0], outputs[1], outputs[2]]),
-                     tuple([points[0], points[1], points[2]]), taps))
-        name = fc_wino_shape(len(rows), outputs, points, &taps)
-    return rows
-
-
-cdef class WinogradPlan(_Plan):
-    """One lattice by Winograd's minimal filtering, `shape` being a row of `winograd_shapes`."""
-    cdef _Lattice lattice
-    cdef fc_wino part
-
-    def __cinit__(self, lattice, str isa, bint is_double, int shape, bint relu, int min_tasks):
-        self.lattice = _Lattice(lattice, isa, is_double, False)
-        memset(&self.part, 0, sizeof(fc_wino))
-        self.part.l = self.lattice.l
-        self.part.relu, self.part.shape, self.part.min_tasks = relu, shape, min_tasks
-        fc_wino_block(&self.part)
-        self.tasks, self.pack_tasks = self.part.tasks, self.part.pack_tasks
-        self.packed_bytes, self.workspace = self.part.packed_bytes, self.part.workspace_bytes
-        self.layout = (isa, is_double, "winograd", shape, self.pack_tasks, self.part.l.in_channels)
-
-    cdef void pack_task(self, const char *w, char *packed, int64_t task) noexcept nogil:
-        fc_wino_pack(&self.part, w, packed, task)
-
-    cdef int run_task(self, const Operands *o, char *workspace, int64_t task) noexcept nogil:
-        return fc_wino_run(&self.part, o.x, o.packed, o.bias, o.out, workspace, task)
 
 
 cdef class WeightGradPlan:
