@@ -8,7 +8,7 @@ The file (28x28x28, CC BY 4.0) comes from https://medmnist.com: Yang et al., Med
 
 import argparse
 
-from fastconv.models.cnn3d import cnn3d
+from fastconv.models import cnn3d
 from fastconv.training import AdamW, CosineLR, Normalise, Progress, evaluate, fit, flip, load_npz
 
 parser = argparse.ArgumentParser(description="Train a small 3D network on adrenalmnist3d.npz.")

@@ -73,25 +73,27 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
+    from fastconv.models import MODELS
     from fastconv.training.data import AUGMENTATIONS
-    from fastconv.training.run import MODELS, OPTIMIZERS, SCHEDULES, Recipe
+    from fastconv.training.run import OPTIMIZERS, SCHEDULES, Recipe
 
     default = {field.name: field.default for field in fields(Recipe)}
     rates = ", ".join(f"{name} {rate:g}" for name, (_, rate) in OPTIMIZERS.items())
+    optimizers, schedules = ", ".join(OPTIMIZERS), ", ".join(SCHEDULES)
     parser.description = (
         "Train a network on an MNIST or MedMNIST .npz file, in 2D or 3D, grey or RGB. OUT/checkpoint.npz is "
         "written after every epoch; with --resume the run goes on from there bit for bit."
     )
     # No defaults here: with --resume what is not given comes from the checkpoint.
     add = parser.add_argument
-    add("--model", choices=MODELS, help=f"one of {', '.join(MODELS)}")
+    add("--model", choices=MODELS, metavar="NAME", help=f"one of {', '.join(MODELS)}")
     add("--data", type=Path, help="the .npz file")
     add("--epochs", type=_integer(1), help=f"({default['epochs']})")
     add("--batch-size", type=_integer(1), help=f"({default['batch_size']})")
-    add("--optimizer", choices=OPTIMIZERS, help=f"one of {', '.join(OPTIMIZERS)} ({default['optimizer']})")
+    add("--optimizer", choices=OPTIMIZERS, metavar="NAME", help=f"one of {optimizers} ({default['optimizer']})")
     add("--lr", type=_positive, help=f"learning rate ({rates})")
-    add("--schedule", choices=SCHEDULES, help=f"one of {', '.join(SCHEDULES)} ({default['schedule']})")
-    add("--augment", choices=AUGMENTATIONS, nargs="+", help=f"any of {', '.join(AUGMENTATIONS)} (none)")
+    add("--schedule", choices=SCHEDULES, metavar="NAME", help=f"one of {schedules} ({default['schedule']})")
+    add("--augment", choices=AUGMENTATIONS, metavar="NAME", nargs="+", help=f"any of {', '.join(AUGMENTATIONS)} (none)")
     add(
         "--val-fraction",
         type=_fraction,

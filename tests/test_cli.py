@@ -66,7 +66,7 @@ def test_info(capsys, monkeypatch):
     [
         ([], "required: demo | info | train"),
         (["dance"], "invalid choice: 'dance'"),
-        (["train", "--model", "resnet9000"], "choose from lenet5, cnn3d"),
+        (["train", "--model", "resnet9000"], "invalid choice: 'resnet9000' (choose from "),
         (["train", "--epochs", "0"], "'0' is given, but an integer of at least 1"),
         (["train", "--batch-size", "many"], "'many' is given, but an integer of at least 1"),
         (["train", "--lr", "-1"], "'-1' is given, but a number above 0"),
@@ -81,8 +81,7 @@ def test_bad_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
-    # Python 3.12 took the quotation marks from the choices.
-    assert message in one_line(capsys).replace("choose from 'lenet5', 'cnn3d'", "choose from lenet5, cnn3d")
+    assert message in one_line(capsys)
 
 
 def test_bad_files(capsys, tmp_path):
@@ -95,7 +94,7 @@ def test_bad_files(capsys, tmp_path):
         (["--resume"], "--model and --data needed, or --resume with --out"),
         (["--model", "lenet5", "--data", str(tmp_path / "none.npz")], "No such file"),
         (["--model", "lenet5", "--data", str(text)], "text.npz"),
-        (["--model", "cnn3d", "--data", str(digits)], "'cnn3d' needs 3 spatial axes"),
+        (["--model", "cnn3d", "--data", str(digits)], "cnn3d does not take images of 1 x 12 x 12: "),
         (["--resume", *out], "checkpoint.npz"),
     ]
     for arguments, message in cases:

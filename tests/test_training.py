@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fastconv import nn
-from fastconv.models.cnn3d import cnn3d
+from fastconv import models, nn
+from fastconv.models import cnn3d
 from fastconv.profiling import profile, profile_table
 from fastconv.training import checkpoint, data, loop, metrics, optim, run
 from fastconv.training.progress import Progress
@@ -456,8 +456,8 @@ class TestResume:
 
     @pytest.fixture(autouse=True)
     def network_with_dropout(self, monkeypatch):
-        row = run.ModelRow(lambda dataset: small_net(dropout=0.3), (2,))
-        monkeypatch.setitem(run.MODELS, "stripes", row)
+        model = models.Model(lambda **options: small_net(dropout=0.3), 1, 12, ndims=(2,))
+        monkeypatch.setitem(models.MODELS, "stripes", model)
 
     @pytest.mark.parametrize("schedule", run.SCHEDULES)
     @pytest.mark.parametrize("optimizer", run.OPTIMIZERS)
@@ -517,12 +517,20 @@ class TestResume:
             run.Run.resume(path, {"data": str(other)})
         moved = stripes_npz.rename(tmp_path / "moved.npz")
         assert run.Run.resume(path, {"data": str(moved)}).history == []
-        volumes = {
-            name: images(8, 9, 9, 9) if name[0] == "x" else labels(8)
-            for name in ("x_train", "y_train", "x_test", "y_test")
-        }
-        with pytest.raises(ValueError, match="'stripes' needs 2 spatial axes"):
-            run.Run(run.Recipe("stripes", str(write_npz(tmp_path / "v.npz", **volumes))))
+
+    @pytest.mark.parametrize(
+        ("size", "message"),
+        [
+            ((9, 9, 9), "stripes does not take images of 1 x 9 x 9 x 9: .* 2 spatial axes"),
+            ((5, 6), "stripes does not take images of 1 x 5 x 6: .*kernel"),  # a pool of 5 over 3 x 4
+        ],
+    )
+    def test_images_that_the_network_cannot_take(self, tmp_path, size, message):
+        path = write_npz(
+            tmp_path / "a.npz", x_train=images(9, *size), y_train=labels(9), x_test=images(9, *size), y_test=labels(9)
+        )
+        with pytest.raises(ValueError, match=message):
+            run.Run(run.Recipe("stripes", str(path)))
 
 
 def test_cnn3d_has_the_parameters_that_it_promises():

@@ -12,30 +12,16 @@ from typing import Any
 import numpy as np
 
 from fastconv import models
-from fastconv.models.cnn3d import cnn3d
 from fastconv.nn import Layer, init
 from fastconv.training.checkpoint import load_checkpoint, save_checkpoint
-from fastconv.training.data import AUGMENTATIONS, Augment, Dataset, Normalise, load_npz
+from fastconv.training.data import AUGMENTATIONS, Augment, Normalise, load_npz
 from fastconv.training.loop import EpochRecord, evaluate, fit
 from fastconv.training.metrics import Evaluation
 from fastconv.training.optim import SGD, Adam, AdamW, CosineLR, MultiStepLR, Optimizer, Schedule
 from fastconv.training.progress import Progress
 
-__all__ = ["MODELS", "OPTIMIZERS", "SCHEDULES", "Recipe", "Run"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe", "Run"]
 
-
-@dataclass(frozen=True)
-class ModelRow:
-    """How to build a network for a data set, and for how many spatial axes it is meant."""
-
-    build: Callable[[Dataset], Layer]
-    axes: tuple[int, ...]
-
-
-MODELS: dict[str, ModelRow] = {
-    "lenet5": ModelRow(lambda d: models.lenet5(d.in_channels, d.num_classes, d.input_size), (1, 2, 3)),
-    "cnn3d": ModelRow(lambda d: cnn3d(d.in_channels, d.num_classes), (3,)),
-}
 
 # How to make it, and the learning rate that suits it.
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
@@ -93,15 +79,9 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.dataset = load_npz(recipe.data, val_fraction=recipe.val_fraction, seed=recipe.seed)
-        row = MODELS[recipe.model]
-        if len(self.dataset.input_size) not in row.axes:
-            raise ValueError(
-                f"{recipe.data}: images have shape {self.dataset.input_size}, but model {recipe.model!r} needs "
-                f"{' or '.join(map(str, row.axes))} spatial axes. Hint: models: {', '.join(MODELS)}"
-            )
         self.normalise = Normalise.fit(self.dataset.train.images)
         init.seed(recipe.seed)
-        self.model = row.build(self.dataset)
+        self.model = self._build()
         self.optimizer = OPTIMIZERS[recipe.optimizer][0](self.model.parameters(), lr=recipe.learning_rate)
         steps = recipe.epochs * -(-len(self.dataset.train) // recipe.batch_size)
         self.schedule = SCHEDULES[recipe.schedule](self.optimizer, steps)
@@ -188,6 +168,19 @@ class Run:
     def test(self) -> Evaluation:
         """Measure the network on the test part."""
         return evaluate(self.model, self.dataset.test, normalise=self.normalise)
+
+    def _build(self) -> Layer:
+        """The network, which one image has passed: many need images of some size, and not all say so themselves."""
+        dataset, name = self.dataset, self.recipe.model
+        try:
+            model = models.create(name, dataset.in_channels, dataset.num_classes, dataset.input_size)
+            model(self.normalise(dataset.train.images[:1]))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.recipe.data}: {name} does not take images of {dataset.in_channels} x "
+                f"{' x '.join(map(str, dataset.input_size))}: {error}"
+            ) from error
+        return model
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
