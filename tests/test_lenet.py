@@ -107,6 +107,15 @@ def test_learns(variant):
     assert (net(x).argmax(1) == labels).mean() > 0.95
 
 
+@pytest.mark.parametrize("variant", ["modern", "paper"])
+def test_frozen_layers_have_no_gradient(variant):
+    net = lenet5(input_size=(12,), variant=variant, rng=0).requires_grad_(False)
+    net["f6"].requires_grad_(True)
+    logits, backward = net.forward(np.ones((2, 1, 12), np.float32))
+    backward(np.ones_like(logits))
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == {"f6.weight", "f6.bias"}
+
+
 def test_seeds():
     x = np.ones((1, 1, 28, 28), np.float32)
     np.testing.assert_array_equal(lenet5(rng=0)(x), lenet5(rng=0)(x))

@@ -158,7 +158,9 @@ class Parameter(Buffer):
         self.requires_grad = requires_grad
 
     def add_grad(self, grad: Array) -> None:
-        """Add `grad`, an array that nobody else writes to, into `self.grad`."""
+        """Add `grad`, an array that nobody else writes to, into `self.grad`; a frozen parameter takes none."""
+        if not self.requires_grad:
+            return
         if self.grad is None:
             self.grad = grad
         else:

@@ -92,7 +92,7 @@ class _BatchNorm(Layer):
             dx, dw, db = norm.batch_norm_grad(dy, x, mean, var, weight.value if weight else None, training, eps,
                                               statistics=(mean, var))
             for parameter, grad in ((weight, dw), (bias, db)):
-                if parameter is not None and parameter.requires_grad:
+                if parameter is not None:
                     parameter.add_grad(grad)
             return dx
 
