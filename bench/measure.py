@@ -17,7 +17,9 @@ from shapes import Row
 
 BURST_SECONDS = 0.04  # how long one peer runs before the next one's turn
 MOST_CALLS = 500
-PAUSE_SECONDS = 0.003  # between bursts, in which the threads of the last peer stop spinning
+# Between bursts: idle threads of GNU OpenMP spin for 300 000 pause instructions, 6 to 13 ms, those of LLVM's as ncnn
+# sets it up for 20 ms, and would take a core from the next peer.
+PAUSE_SECONDS = 0.025
 WRONG = 1e-3  # a result that is off by more, relative to the rms, is of another computation
 
 Result = tuple[np.ndarray, ...]

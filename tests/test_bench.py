@@ -208,7 +208,8 @@ def measured():
             if direction != "wgrad" or row.op in shapes.CONVS:
                 jobs[f"{name}, {direction}"] = {"row": row.to_dict(), "peers": list(peers.PEERS), "threads": 1,
                                                 "direction": direction, "rounds": 1}
-    code = (f"import json, sys; sys.path.insert(0, {str(BENCH)!r}); import measure; measure.BURST_SECONDS = 0\n"
+    code = (f"import json, sys; sys.path.insert(0, {str(BENCH)!r}); import measure\n"
+            "measure.BURST_SECONDS = measure.PAUSE_SECONDS = 0\n"
             "print(json.dumps({name: measure.measure(job) for name, job in json.load(sys.stdin).items()}))")
     done = python("-c", code, text=json.dumps(jobs))
     assert done.returncode == 0, done.stderr
