@@ -1,0 +1,287 @@
+"""The networks once more, in PyTorch, with torchvision's names for layers: what fastconv's are compared with."""
+
+import itertools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Dims:
+    """PyTorch's layers for a number of spatial axes."""
+
+    def __init__(self, ndim):
+        for name in ("Conv", "BatchNorm", "MaxPool", "AvgPool", "AdaptiveAvgPool"):
+            setattr(self, name, getattr(nn, f"{name}{ndim}d"))
+        self.ndim = ndim
+
+
+# ---- ResNet ---------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Basic block (kernels 3, 3) or bottleneck (1, 3, 1); the stride is that of the first 3x3."""
+
+    def __init__(self, d, inputs, inside, kernels, stride, residual):
+        super().__init__()
+        outputs = inside * (4 if len(kernels) == 3 else 1)
+        widths = [inputs, *[inside] * (len(kernels) - 1), outputs]
+        self.count, self.residual = len(kernels), residual
+        for i, kernel in enumerate(kernels):
+            step = stride if i == kernels.index(3) else 1
+            conv = d.Conv(widths[i], widths[i + 1], kernel, step, kernel // 2, bias=False)
+            setattr(self, f"conv{i + 1}", conv)
+            setattr(self, f"bn{i + 1}", d.BatchNorm(widths[i + 1]))
+        if residual and (stride > 1 or inputs != outputs):
+            self.downsample = nn.Sequential(d.Conv(inputs, outputs, 1, stride, bias=False), d.BatchNorm(outputs))
+
+    def forward(self, x):
+        z = x
+        for i in range(1, self.count + 1):
+            z = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(z))
+            if i < self.count:
+                z = F.relu(z)
+        if self.residual:
+            z = z + (self.downsample(x) if hasattr(self, "downsample") else x)
+        return F.relu(z)
+
+
+class ResNet(nn.Module):
+    def __init__(self, counts, kernels, channels=(64, 128, 256, 512), stem="large", in_channels=3, classes=1000,
+                 residual=True, ndim=2):
+        super().__init__()
+        d = Dims(ndim)
+        large = stem == "large"
+        self.conv1 = d.Conv(in_channels, channels[0], 7 if large else 3, 2 if large else 1, 3 if large else 1,
+                            bias=False)
+        self.bn1 = d.BatchNorm(channels[0])
+        self.maxpool = d.MaxPool(3, 2, 1) if large else nn.Identity()
+        inputs = channels[0]
+        self.stages = len(counts)
+        for stage, (inside, count) in enumerate(zip(channels, counts, strict=True)):
+            blocks = []
+            for i in range(count):
+                blocks.append(Block(d, inputs, inside, kernels, 2 if stage and not i else 1, residual))
+                inputs = inside * (4 if len(kernels) == 3 else 1)
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        for stage in range(self.stages):
+            x = getattr(self, f"layer{stage + 1}")(x)
+        return self.fc(x.flatten(2).mean(2))
+
+
+# ---- DenseNet -------------------------------------------------------------------------------------------------------
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, d, inputs, growth):
+        super().__init__()
+        self.norm1, self.conv1 = d.BatchNorm(inputs), d.Conv(inputs, 4 * growth, 1, bias=False)
+        self.norm2, self.conv2 = d.BatchNorm(4 * growth), d.Conv(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
+
+
+class DenseBlock(nn.Module):
+    def __init__(self, d, inputs, count, growth):
+        super().__init__()
+        for i in range(count):
+            self.add_module(f"denselayer{i + 1}", DenseLayer(d, inputs + i * growth, growth))
+
+    def forward(self, x):
+        for layer in self.children():
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class DenseNet(nn.Module):
+    def __init__(self, counts, growth, channels, in_channels=3, classes=1000, ndim=2):
+        super().__init__()
+        d = Dims(ndim)
+        f = self.features = nn.Sequential()
+        f.add_module("conv0", d.Conv(in_channels, channels, 7, 2, 3, bias=False))
+        f.add_module("norm0", d.BatchNorm(channels))
+        f.add_module("relu0", nn.ReLU())
+        f.add_module("pool0", d.MaxPool(3, 2, 1))
+        for i, count in enumerate(counts, 1):
+            f.add_module(f"denseblock{i}", DenseBlock(d, channels, count, growth))
+            channels += count * growth
+            if i < len(counts):
+                t = nn.Sequential()
+                t.add_module("norm", d.BatchNorm(channels))
+                t.add_module("relu", nn.ReLU())
+                t.add_module("conv", d.Conv(channels, channels // 2, 1, bias=False))
+                t.add_module("pool", d.AvgPool(2))
+                f.add_module(f"transition{i}", t)
+                channels //= 2
+        f.add_module("norm5", d.BatchNorm(channels))
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        return self.classifier(F.relu(self.features(x)).flatten(2).mean(2))
+
+
+# ---- GoogLeNet ------------------------------------------------------------------------------------------------------
+
+
+class ConvReLU(nn.Module):
+    def __init__(self, d, batch_norm, inputs, outputs, kernel, **options):
+        super().__init__()
+        self.conv = d.Conv(inputs, outputs, kernel, bias=not batch_norm, **options)
+        if batch_norm:
+            self.bn = d.BatchNorm(outputs, eps=0.001)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return F.relu(self.bn(x) if hasattr(self, "bn") else x)
+
+
+class Inception(nn.Module):
+    def __init__(self, d, batch_norm, inputs, ch1, ch3red, ch3, ch5red, ch5, proj):
+        super().__init__()
+        k = 3 if batch_norm else 5
+        self.branch1 = ConvReLU(d, batch_norm, inputs, ch1, 1)
+        self.branch2 = nn.Sequential(ConvReLU(d, batch_norm, inputs, ch3red, 1),
+                                     ConvReLU(d, batch_norm, ch3red, ch3, 3, padding=1))
+        self.branch3 = nn.Sequential(ConvReLU(d, batch_norm, inputs, ch5red, 1),
+                                     ConvReLU(d, batch_norm, ch5red, ch5, k, padding=k // 2))
+        self.branch4 = nn.Sequential(d.MaxPool(3, 1, 1), ConvReLU(d, batch_norm, inputs, proj, 1))
+
+    def forward(self, x):
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
+
+
+class Auxiliary(nn.Module):
+    def __init__(self, d, batch_norm, inputs, classes, channels, units):
+        super().__init__()
+        self.pool = d.AdaptiveAvgPool(4) if batch_norm else d.AvgPool(5, 3)
+        self.conv = ConvReLU(d, batch_norm, inputs, channels, 1)
+        self.fc1, self.fc2 = nn.Linear(channels * 4**d.ndim, units), nn.Linear(units, classes)
+
+    def forward(self, x):
+        return self.fc2(F.relu(self.fc1(self.conv(self.pool(x)).flatten(1))))
+
+
+class GoogLeNet(nn.Module):
+    """`width` divides all channels."""
+
+    TABLE = """
+        3a  64  96 128  16  32  32
+        3b 128 128 192  32  96  64
+        4a 192  96 208  16  48  64
+        4b 160 112 224  24  64  64
+        4c 128 128 256  24  64  64
+        4d 112 144 288  32  64  64
+        4e 256 160 320  32 128 128
+        5a 256 160 320  32 128 128
+        5b 384 192 384  48 128 128"""
+
+    def __init__(self, torchvision, in_channels=3, classes=1000, width=1, ndim=2):
+        super().__init__()
+        d = Dims(ndim)
+        self.torchvision = torchvision
+        self.conv1 = ConvReLU(d, torchvision, in_channels, 64 // width, 7, stride=2, padding=3)
+        self.conv2 = ConvReLU(d, torchvision, 64 // width, 64 // width, 1)
+        self.conv3 = ConvReLU(d, torchvision, 64 // width, 192 // width, 3, padding=1)
+        self.pool = d.MaxPool(3, 2, ceil_mode=True)
+        self.last_pool = d.MaxPool(2, 2, ceil_mode=True) if torchvision else self.pool
+        channels = 192 // width
+        for line in self.TABLE.split("\n")[1:]:
+            name, *numbers = line.split()
+            c = [int(n) // width for n in numbers]
+            setattr(self, f"inception{name}", Inception(d, torchvision, channels, *c))
+            channels = c[0] + c[2] + c[4] + c[5]
+            if name in ("4a", "4d"):
+                setattr(self, "aux1" if name == "4a" else "aux2",
+                        Auxiliary(d, torchvision, channels, classes, 128 // width, 1024 // width))
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        def norm(x):
+            return x if self.torchvision else F.local_response_norm(x, 5, 1e-4, 0.75, 1.0)
+
+        x = norm(self.pool(self.conv1(x)))
+        x = self.pool(norm(self.conv3(self.conv2(x))))
+        x = self.pool(self.inception3b(self.inception3a(x)))
+        x = self.inception4a(x)
+        aux1 = self.aux1(x)
+        x = self.inception4d(self.inception4c(self.inception4b(x)))
+        aux2 = self.aux2(x)
+        x = self.last_pool(self.inception4e(x))
+        x = self.inception5b(self.inception5a(x))
+        return self.fc(x.flatten(2).mean(2)), aux1, aux2
+
+
+# ---- AlexNet, VGG, NIN ----------------------------------------------------------------------------------------------
+
+
+class Features(nn.Module):
+    """Convolutions as ``features``, a pool to a fixed size, linear layers as ``classifier``."""
+
+    def __init__(self, d, features, pool_size, classifier):
+        super().__init__()
+        self.features, self.avgpool = nn.Sequential(*features), d.AdaptiveAvgPool(pool_size)
+        self.classifier = nn.Sequential(*classifier)
+
+    def forward(self, x):
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+def alexnet(paper, in_channels=3, classes=1000, width=1, pool_size=6, ndim=2):
+    d = Dims(ndim)
+    c = [n // width for n in ((96, 256, 384, 384, 256) if paper else (64, 192, 384, 256, 256))]
+    groups = 2 if paper else 1
+    tail = [nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)] if paper else []
+    units = 4096 // width
+    drop, relu, pool = nn.Identity(), nn.ReLU(), d.MaxPool(3, 2)
+    fc = [nn.Linear(c[4] * pool_size**ndim, units), nn.Linear(units, units), nn.Linear(units, classes)]
+    return Features(d, [
+        d.Conv(in_channels, c[0], 11, 4, 0 if paper else 2), relu, *tail, pool,
+        d.Conv(c[0], c[1], 5, 1, 2, groups=groups), relu, *tail, pool,
+        d.Conv(c[1], c[2], 3, 1, 1), relu,
+        d.Conv(c[2], c[3], 3, 1, 1, groups=groups), relu,
+        d.Conv(c[3], c[4], 3, 1, 1, groups=groups), relu, pool], pool_size,
+        [fc[0], relu, drop, fc[1], relu, drop, fc[2]] if paper else [drop, fc[0], relu, drop, fc[1], relu, fc[2]])
+
+
+def vgg(convolutions, batch_norm=False, in_channels=3, classes=1000, width=1, pool_size=7, ndim=2):
+    d = Dims(ndim)
+    layers = []
+    for channels, count in zip((64, 128, 256, 512, 512), convolutions, strict=True):
+        for _ in range(count):
+            layers += [d.Conv(in_channels, channels // width, 3, 1, 1)]
+            layers += [d.BatchNorm(channels // width)] if batch_norm else []
+            layers += [nn.ReLU()]
+            in_channels = channels // width
+        layers.append(d.MaxPool(2))
+    units, drop = 4096 // width, nn.Identity()
+    return Features(d, layers, pool_size, [
+        nn.Linear(in_channels * pool_size**ndim, units), nn.ReLU(), drop,
+        nn.Linear(units, units), nn.ReLU(), drop, nn.Linear(units, classes)])
+
+
+class NIN(nn.Module):
+    """``rows``: kernel, stride, padding, then the channels of the convolution and its 1x1 convolutions."""
+
+    def __init__(self, rows, in_channels=3, ndim=2):
+        super().__init__()
+        d = Dims(ndim)
+        self.pool = d.MaxPool(3, 2, ceil_mode=True)
+        for i, (kernel, stride, padding, *channels) in enumerate(rows, 1):
+            layers = [d.Conv(in_channels, channels[0], kernel, stride, padding), nn.ReLU()]
+            for before, after in itertools.pairwise(channels):
+                layers += [d.Conv(before, after, 1), nn.ReLU()]
+            setattr(self, f"mlpconv{i}", nn.Sequential(*layers))
+            in_channels = channels[-1]
+        self.count = len(rows)
+
+    def forward(self, x):
+        for i in range(1, self.count + 1):
+            x = getattr(self, f"mlpconv{i}")(x)
+            if i < self.count:
+                x = self.pool(x)
+        return x.flatten(2).mean(2)
