@@ -83,16 +83,14 @@ void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_
                          .channels = l->in_channels,
                          .lanes = min64(k->nr, l->out_channels - panel * k->nr),
                          .ldq = l->in_channels * k->nr};
-    for (int a = 0; a < 3; a++) {
-        g.points[a] = shapes[p->shape].points[a];
-        g.taps[a] = g.points[a] == 1 ? 1 : shapes[p->shape].taps;
-    }
+    const int ry = shapes[p->shape].points[1] == 1 ? 1 : shapes[p->shape].taps;
+    const int rx = shapes[p->shape].points[2] == 1 ? 1 : shapes[p->shape].taps;
     for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
         const int64_t *at = l->tap_at + 3 * t;
-        tap_w[((at[0] - p->first[0]) * g.taps[1] + at[1] - p->first[1]) * g.taps[2] + at[2] - p->first[2]] = l->tap_w[t];
+        tap_w[((at[0] - p->first[0]) * ry + at[1] - p->first[1]) * rx + at[2] - p->first[2]] = l->tap_w[t];
     }
     g.u = (real *)packed + task * points_of(p->shape) * l->in_channels * k->nr;
-    k->wino_weights(&g);
+    k->wino_weights(p->shape, &g);
 }
 
 /* Where tile `tile` (of all images) begins: its image, and its first output along each axis. */

@@ -102,12 +102,11 @@ typedef struct {
 #define fc_wino_output FC_NAME(fc_wino_output)
 
 /* A panel of transformed weights: u[q * ldq + channel * nr + lane], lanes beyond `lanes` are zeros.  tap_w: offsets of
- * the taps in w, row-major over `taps`. */
+ * the taps in w, row-major. */
 typedef struct {
     const real *w;
     const int64_t *tap_w;
     int64_t channel_stride, lane_stride, channels, lanes;
-    int points[3], taps[3];
     real *u;
     int64_t ldq;
 } FC_NAME(fc_wino_weights);

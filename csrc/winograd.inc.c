@@ -154,43 +154,73 @@ static void wino_output(int shape, const fc_wino_output *g) {
     table[shape](g);
 }
 
-/* G along one axis for `lines` lines of VL lanes: r taps become n points.  In double, rounded once at the end. */
-FC_INLINE void FC_NAME(wino_g)(int n, int r, const double *w, int64_t ws, double *u, int64_t us) {
-    static const double g4[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-    static const double point[5] = {0, P1, -P1, P2, -P2};
-    static const double scale[5] = {1 / (Q1 * Q2), 0.5 / (Q1 * (Q1 - Q2)), 0.5 / (Q1 * (Q1 - Q2)),
-                                    0.5 / (Q2 * (Q2 - Q1)), 0.5 / (Q2 * (Q2 - Q1))};
-    for (int p = 0; p < n; p++) {
-        double row[5];
-        for (int i = 0; i < r; i++) row[i] = n == 1 ? 1 : n == 4 ? g4[p][i] : p == 5 ? i == r - 1 : scale[p];
-        if (n == 6 && p < 5)
-            for (int i = 1; i < r; i++) row[i] = row[i - 1] * point[p];
-        for (int l = 0; l < VL; l++) {
-            double s = 0;
-            for (int i = 0; i < r; i++) s += row[i] * w[i * ws + l];
-            u[p * us + l] = s;
+/* Weights are transformed in double and rounded once. */
+typedef double dvec __attribute__((vector_size(VL * sizeof(double))));
+
+/* G along one axis, in place: r elements, s apart, become n. */
+FC_INLINE void FC_NAME(wino_g)(const int n, const int r, dvec *w, const int s) {
+    if (n == 4) {
+        const dvec w0 = w[0], w1 = w[s], w2 = w[2 * s];
+        const dvec even = 0.5 * (w0 + w2), odd = 0.5 * w1;
+        w[s] = even + odd;
+        w[2 * s] = even - odd;
+        w[3 * s] = w2;
+    } else if (n == 6) {
+        /* row p: (w0 + p w1 + p^2 w2 + ..) / product of the differences to the other points */
+        const dvec w0 = w[0], w1 = w[s], w2 = w[2 * s];
+        dvec even1 = w0 + Q1 * w2, odd1 = P1 * w1, even2 = w0 + Q2 * w2, odd2 = P2 * w1, last = w2;
+        if (r == 5) {
+            const dvec w3 = w[3 * s], w4 = w[4 * s];
+            even1 += Q1 * Q1 * w4, odd1 += P1 * Q1 * w3, even2 += Q2 * Q2 * w4, odd2 += P2 * Q2 * w3, last = w4;
         }
+        w[0] = 1 / (Q1 * Q2) * w0;
+        w[s] = 0.5 / (Q1 * (Q1 - Q2)) * (even1 + odd1);
+        w[2 * s] = 0.5 / (Q1 * (Q1 - Q2)) * (even1 - odd1);
+        w[3 * s] = 0.5 / (Q2 * (Q2 - Q1)) * (even2 + odd2);
+        w[4 * s] = 0.5 / (Q2 * (Q2 - Q1)) * (even2 - odd2);
+        w[5 * s] = last;
     }
 }
 
-static void wino_weights(const fc_wino_weights *g) {
-    const int nz = g->points[0], ny = g->points[1], nx = g->points[2];
-    const int rz = g->taps[0], ry = g->taps[1], rx = g->taps[2];
+FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int nx, const int r,
+                                          const fc_wino_weights *g) {
+    const int rz = nz == 1 ? 1 : r, ry = ny == 1 ? 1 : r, rx = nx == 1 ? 1 : r;
     for (int64_t c = 0; c < g->channels; c++)
         for (int64_t first = 0; first < NR; first += VL) {
-            /* [z][y][x] of VL lanes; along one axis after the other, taps become points */
-            double a[6 * 6 * 6 * VL], b[6 * 6 * 6 * VL];
-            for (int t = 0; t < rz * ry * rx; t++)
-                for (int l = 0; l < VL; l++)
-                    a[t * VL + l] = first + l < g->lanes ? g->w[g->tap_w[t] + c * g->channel_stride + (first + l) * g->lane_stride] : 0;
-            for (int i = 0; i < rz * ry; i++)
-                FC_NAME(wino_g)(nx, rx, a + i * rx * VL, VL, b + i * nx * VL, VL);
+            dvec d[6 * 6 * 6];
+            const real *w = g->w + c * g->channel_stride + first * g->lane_stride;
             for (int z = 0; z < rz; z++)
-                for (int x = 0; x < nx; x++)
-                    FC_NAME(wino_g)(ny, ry, b + (z * ry * nx + x) * VL, nx * VL, a + (z * ny * nx + x) * VL, nx * VL);
-            for (int i = 0; i < ny * nx; i++)
-                FC_NAME(wino_g)(nz, rz, a + i * VL, ny * nx * VL, b + i * VL, ny * nx * VL);
+                for (int y = 0; y < ry; y++)
+                    for (int x = 0; x < rx; x++) {
+                        const real *tap = w + g->tap_w[(z * ry + y) * rx + x];
+                        dvec lanes = {0};
+                        for (int l = 0; l < VL; l++)
+                            if (first + l < g->lanes) lanes[l] = tap[l * g->lane_stride];
+                        d[(z * ny + y) * nx + x] = lanes;
+                    }
+            for (int z = 0; z < rz; z++) {
+                FC_UNROLL for (int y = 0; y < ry; y++) FC_NAME(wino_g)(nx, r, d + (z * ny + y) * nx, 1);
+                FC_UNROLL for (int x = 0; x < nx; x++) FC_NAME(wino_g)(ny, r, d + z * ny * nx + x, nx);
+            }
+            if (nz > 1)
+                for (int i = 0; i < ny * nx; i++) FC_NAME(wino_g)(nz, r, d + i, ny * nx);
             for (int q = 0; q < nz * ny * nx; q++)
-                for (int l = 0; l < VL; l++) g->u[q * g->ldq + c * NR + first + l] = (real)b[q * VL + l];
+                for (int l = 0; l < VL; l++) g->u[q * g->ldq + c * NR + first + l] = (real)d[q][l];
         }
+}
+
+#define FC_WINO(name, nz, ny, nx, mz, my, mx, r)                                   \
+    static void FC_NAME(wino_weights_##name)(const fc_wino_weights *g) {           \
+        FC_NAME(wino_weights_body)(nz, ny, nx, r, g);                              \
+    }
+#include "winograd.def"
+#undef FC_WINO
+
+static void wino_weights(int shape, const fc_wino_weights *g) {
+    static void (*const table[])(const fc_wino_weights *) = {
+#define FC_WINO(name, ...) FC_NAME(wino_weights_##name),
+#include "winograd.def"
+#undef FC_WINO
+    };
+    table[shape](g);
 }

@@ -22,6 +22,7 @@ from fastconv.problem import (
     ConvProblem,
     batched,
     check_bias,
+    check_ndim,
     conv_input_grad_problem,
     conv_problem,
     conv_transpose_input_grad_problem,
@@ -103,8 +104,8 @@ def conv3d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding:
 
 
 def _ndim(op: str, ndim: int | None, weight: Array) -> int:
-    """Spatial axes of the call; conv_problem reports a weight that does not fit."""
-    return ndim if ndim is not None else min(max(weight.ndim - 2, 1), 3)
+    """Spatial axes of the call."""
+    return ndim if ndim is not None else check_ndim(weight.ndim - 2, op)
 
 
 def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,

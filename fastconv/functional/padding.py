@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from fastconv.arrays import Array, memory_order
 from fastconv.problem import explicit_padding
 
 # Name, NumPy's name for it, and how much padding an axis of length n allows.
-_MODES = {
+_MODES: dict[str, tuple[str, Callable[[int], int]]] = {
     "reflect": ("reflect", lambda n: n - 1),
-    "replicate": ("edge", lambda n: n if n == 0 else 2**31),
+    "replicate": ("edge", lambda n: 2**31 if n else 0),
     "circular": ("wrap", lambda n: n),
 }
 
