@@ -39,9 +39,10 @@ CSRC = Path("csrc")
 # NaN and infinity must propagate as the formula says: never -ffast-math, and a user's own is taken
 # back.  Given up are only errno, floating-point traps and the separate rounding of a * b + c.
 # Link-time optimisation could move code of one instruction set into functions that run everywhere.
+# Python's own flags make signed overflow wrap; here it is a mistake, which a sanitizer can then see.
 C_FLAGS = [
     *("-std=gnu11", "-O3", "-g0", "-fPIC", "-fno-lto", "-fvisibility=hidden", "-Wno-psabi"),
-    *("-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fno-wrapv", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 ]
 
 DTYPES = {"f32": ["-DFC_F32"], "f64": ["-DFC_F64"]}

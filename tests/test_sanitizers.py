@@ -45,7 +45,7 @@ def run_sanitized(command: list[str], folder: Path, lib: Path, **environment: st
     ("planted", "report"),
     [
         # volatile, so that the compiler neither sees the mistake nor drops it
-        ("double *volatile p = malloc(8); volatile int at = 1; return p[at];", "AddressSanitizer: heap-buffer-overflow"),
+        ("double *volatile p = malloc(8); volatile int i = 1; return p[i];", "AddressSanitizer: heap-buffer-overflow"),
         ("volatile int large = 2147483647; return large + 1;", "runtime error: signed integer overflow"),
     ],
 )
