@@ -105,8 +105,9 @@ def _fastconv(case: Case) -> Run:
 
 
 def algorithm(case: Case) -> str:
-    """What fastconv runs, after ``fastconv.explain``; of several passes each that differs."""
+    """What fastconv runs: its plan's algorithm; of several passes each that differs."""
     import fastconv
+    from fastconv.plan import plan_for
 
     row = case.row
     if row.op in POOLS:
@@ -117,8 +118,9 @@ def algorithm(case: Case) -> str:
         passes["fwd"], passes["dgrad"] = passes["dgrad"], passes["fwd"]
         x = case.y
     chosen = [passes[case.direction]] if case.direction in passes else list(passes.values())
-    geometry = (row.stride, row.padding, row.dilation, row.groups)
-    return "+".join(dict.fromkeys(fastconv.explain(x, case.w, *geometry, op=op).algorithm for op in chosen))
+    problem = fastconv.explain(x, case.w, row.stride, row.padding, row.dilation, row.groups).problem
+    packed = case.direction == "fwd" and row.op == "conv"  # prepare_conv
+    return "+".join(dict.fromkeys(plan_for(problem, op, packed=packed).algorithm for op in chosen))
 
 
 def _numpy(case: Case) -> Run:
