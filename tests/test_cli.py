@@ -173,3 +173,18 @@ def test_ctrl_c_then_resume_ends_in_the_same_bits(tmp_path):
     losses = [[record["train_loss"] for record in state["history"]] for state in states]
     assert losses[0] == losses[1]
     assert len(losses[0]) == epochs
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
+def test_openmp_threads_do_not_spin_for_long(given, spins):
+    """Threads that spin between calls stall training where CPUs are shared."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **given}
+    code = "import os, fastconv; print(os.environ.get('GOMP_SPINCOUNT'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    if "GOMP_SPINCOUNT" not in result.stderr:
+        pytest.skip("this build does not use GNU OpenMP")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in result.stderr
+    assert result.stdout.strip() == given.get("GOMP_SPINCOUNT", "None"), "the variable is for the engine alone"
