@@ -10,7 +10,8 @@
 /* Elements that a task of a forward pass or a sample's channels in a gradient should touch: enough to hide the cost of
  * starting it, few enough to stay in the second-level cache. */
 #define TASK_ELEMENTS 32768
-/* Channels of a task with lanes of channels: whole cache lines. */
+/* A gradient with lanes of channels is cut into blocks of channels, whole cache lines, if it has fewer samples. */
+#define MIN_TASKS 8
 #define CHANNEL_STEP 16
 /* Columns that the rows kernels reduce at once, so that they stay in the first-level cache. */
 #define LINE 2048
@@ -57,24 +58,50 @@ static int64_t rows_bytes(const fc_pool *p) {
     return p->line ? align64((p->line + MAX_LANES) * (int64_t)sizeof(real)) : 0;
 }
 
+static int has_stride_1(const fc_view *v) { return v->at == NULL || v->stride[1] == 1; }
+
+/* Whether an axis has one output, of which the window is the whole axis. */
+static int is_global(const fc_pool *p, int axis) {
+    const fc_windows *w = &p->windows[axis];
+    return p->out_size[axis] == 1 && w->count[0] == p->in_size[axis] && (w->step == 1 || w->count[0] == 1);
+}
+
+/* Of a global pool of a plane without gaps, make one of a line. */
+static void merge_axes(fc_pool *p) {
+    static const int64_t zero = 0, one = 1;
+    fc_windows *width = &p->windows[2];
+    for (int i = 1; i >= 0 && is_global(p, i) && is_global(p, 2); i--) {
+        const int64_t columns = p->in_size[2];
+        if (p->wide.stride[2 + i] != columns * p->wide.stride[4]) return;
+        if (p->x.at && p->x.stride[2 + i] != columns * p->x.stride[4]) return;
+        p->merged_count = width->count[0] * p->windows[i].count[0];
+        p->merged_extent = width->extent[0] * p->windows[i].extent[0];
+        *width = (fc_windows){.first = &zero, .count = &p->merged_count, .extent = &p->merged_extent, .step = 1};
+        p->windows[i] = (fc_windows){.first = &zero, .count = &one, .extent = &one, .step = 1};
+        p->in_size[2] = p->merged_count;
+        p->in_size[i] = 1;
+    }
+}
+
 int FC_NAME(fc_pool_block)(fc_pool *p) {
-    const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
-    const int by_index = p->op != FC_SUM_POOL && p->op != FC_SUM_POOL_GRAD, lp_grad = p->x.at != NULL;
-    if (uses_windows(p))
+    p->by_channels = p->channels > 1 && has_stride_1(&p->wide) && has_stride_1(&p->narrow) &&
+                     has_stride_1(&p->indices) && has_stride_1(&p->x) && has_stride_1(&p->y);
+    if (uses_windows(p)) {
+        if (!p->by_channels) merge_axes(p);
         for (int i = 0; i < 3; i++) find_run(&p->windows[i], p->out_size[i]);
-    p->by_channels = p->channels > 1 && p->wide.stride[1] == 1 && p->narrow.stride[1] == 1 &&
-                     (!by_index || p->indices.stride[1] == 1) &&
-                     (!lp_grad || (p->x.stride[1] == 1 && p->y.stride[1] == 1));
-    p->channel_block = min64(max64(1, p->channels), max64(1, TASK_ELEMENTS / plane));
-    p->row_block = rows;
-    if (is_forward(p)) {
-        if (p->by_channels) p->channel_block = p->channels;
-        const int64_t blocks = ceil_div(plane * p->channel_block, TASK_ELEMENTS);
-        p->row_block = max64(1, ceil_div(rows, max64(1, blocks)));
-    } else if (p->by_channels)
-        p->channel_block = ceil_div(p->channel_block, CHANNEL_STEP) * CHANNEL_STEP;
-    p->channel_blocks = p->channels ? ceil_div(p->channels, p->channel_block) : 0;
-    p->row_blocks = is_forward(p) ? ceil_div(rows, max64(1, p->row_block)) : 1;
+    }
+    const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
+    p->channel_block = p->channels;
+    p->row_block = max64(1, rows);
+    if (!p->by_channels)
+        p->channel_block = min64(p->channels, max64(1, TASK_ELEMENTS / plane));
+    else if (!is_forward(p)) {
+        const int64_t block = ceil_div(p->channels, ceil_div(MIN_TASKS, max64(1, p->batch)));
+        p->channel_block = ceil_div(block, CHANNEL_STEP) * CHANNEL_STEP;
+    }
+    if (is_forward(p)) p->row_block = max64(1, rows / max64(1, ceil_div(plane * p->channel_block, TASK_ELEMENTS)));
+    p->channel_blocks = ceil_div(p->channels, max64(1, p->channel_block));
+    p->row_blocks = is_forward(p) ? ceil_div(rows, p->row_block) : 1;
     p->tasks = p->batch * p->channel_blocks * p->row_blocks;
     p->line = 0;
     if (uses_windows(p) && !p->by_channels)
@@ -216,14 +243,12 @@ static void lp_inner(const fc_pool *p, const pool_task *t) {
 
 /* For every narrow element, in row-major order of each channel, what `op` does with the wide element that its index
  * names. */
-static inline __attribute__((always_inline)) int by_index(const fc_pool *p, const pool_task *t, int op) {
+static inline __attribute__((always_inline)) int by_index(const fc_pool *p, const pool_task *t, int op, int is_line) {
     /* from the outermost axis to the innermost: c d h w, or d h w c */
     static const int orders[2][4] = {{1, 2, 3, 4}, {2, 3, 4, 1}};
     const int *axes = orders[p->by_channels];
     const int64_t *in = p->in_size, *s = p->wide.stride;
     const uint64_t plane = (uint64_t)volume(in);
-    /* whether the plane is one line of stride s[4] */
-    const int is_line = (in[1] == 1 || s[3] == in[2] * s[4]) && (in[0] == 1 || s[2] == in[1] * in[2] * s[4]);
     int64_t size[4], narrow_stride[4], index_stride[4], wide_stride[4];
     for (int i = 0; i < 4; i++) {
         size[i] = axes[i] == 1 ? t->channels : p->out_size[axes[i] - 2];
@@ -257,6 +282,14 @@ static inline __attribute__((always_inline)) int by_index(const fc_pool *p, cons
     return FC_POOL_OK;
 }
 
+/* The same, compiled for planes that are one line, whose positions need no division. */
+#define BY_INDEX(p, t, op) (is_line(p) ? by_index(p, t, op, 1) : by_index(p, t, op, 0))
+
+static int is_line(const fc_pool *p) {
+    const int64_t *in = p->in_size, *s = p->wide.stride;
+    return (in[1] == 1 || s[3] == in[2] * s[4]) && (in[0] == 1 || s[2] == in[1] * in[2] * s[4]);
+}
+
 /* ---- Run ------------------------------------------------------------------------------------------------------ */
 
 int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace, int64_t task) {
@@ -270,9 +303,9 @@ int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace,
         run_rows(p, &t, p->by_channels ? k->pool_spread_channels : k->pool_spread_rows, workspace);
         if (p->x.at) lp_inner(p, &t);
         break;
-    case FC_MAX_POOL_GRAD: return by_index(p, &t, FC_MAX_POOL_GRAD);
-    case FC_MAX_UNPOOL: return by_index(p, &t, FC_MAX_UNPOOL);
-    default: return by_index(p, &t, FC_MAX_UNPOOL_GRAD);
+    case FC_MAX_POOL_GRAD: return BY_INDEX(p, &t, FC_MAX_POOL_GRAD);
+    case FC_MAX_UNPOOL: return BY_INDEX(p, &t, FC_MAX_UNPOOL);
+    default: return BY_INDEX(p, &t, FC_MAX_UNPOOL_GRAD);
     }
     return FC_POOL_OK;
 }

@@ -53,12 +53,14 @@ typedef struct {
     /* Filled in by fc_pool_block.  A task is a sample, a block of channels and a block of output rows. */
     int by_channels; /* lanes are channels; else they are columns */
     int64_t channel_block, channel_blocks, row_block, row_blocks, tasks;
-    int64_t line; /* columns that the rows kernels reduce at once; 0 for other kernels */
+    int64_t merged_count, merged_extent; /* global pools of planes; `windows` points here, so the struct stays put */
+    int64_t line;                        /* columns that the rows kernels reduce at once; 0 for other kernels */
     int64_t workspace_bytes;
 } fc_pool;
 
-/* Fills in the blocking from the rest.  FC_POOL_WINDOW_TOO_LARGE: the maximum of windows that span 2^31 positions is
- * not served.  Every axis must be at least 1 except the batch and the channels. */
+/* Fills in the blocking from the rest, and turns planes into lines (in_size, windows) where that is the same.
+ * FC_POOL_WINDOW_TOO_LARGE: the maximum of windows that span 2^31 positions is not served.  Every axis of the input
+ * must be at least 1. */
 int fc_pool_block_f32(fc_pool *p);
 int fc_pool_block_f64(fc_pool *p);
 /* Runs one task, 0 <= task < tasks, with a workspace of its own (64-byte aligned).  Tasks write disjoint outputs. */
