@@ -98,6 +98,12 @@ CONVS = {
     "groups, stride, dilation": conv((1, 6, 12, 11), (4, 3, 3, 3), 2, 2, 2, 2),
     "depthwise": conv((2, 17, 9, 10), (17, 1, 3, 3), padding=1, groups=17),
     "depthwise stride 2": conv((1, 16, 11, 9), (16, 1, 5, 5), 2, 2, groups=16),
+    "depthwise, dilation": conv((1, 9, 13, 12), (9, 1, 3, 3), 1, 2, 2, 9),
+    "depthwise, stride above kernel": conv((1, 8, 13, 17), (8, 1, 2, 2), 3, 1, groups=8),
+    "depthwise 7x7": conv((1, 12, 11, 15), (12, 1, 7, 7), padding=3, groups=12),
+    "depthwise, asymmetric": conv((2, 5, 6, 8), (5, 1, 2, 3), 2, ((0, 3), (4, 1)), groups=5),
+    **{f"{n} depthwise channels": conv((2, n, 3, 5), (n, 1, 3, 3), padding=1, groups=n) for n in AROUND_TILES},
+    **{f"depthwise width {n}": conv((1, 3, 2, n), (3, 1, 3, 3), padding=1, groups=3) for n in AROUND_TILES},
     "depthwise times 3": conv((1, 5, 7, 9), (15, 1, 3, 3), padding=1, groups=5),
     # long reductions, which are cut into chunks; many pixels, which are cut into tasks
     "long reduction": conv((1, 300, 4, 5), (10, 300, 3, 3), padding=1),

@@ -17,10 +17,11 @@ from fastconv import functional
 from fastconv.arrays import empty, memory_order
 from fastconv.backends import _cpu, reference
 from fastconv.config import config
+from fastconv.plan import ROWS
 from fastconv.problem import conv_input_grad_problem, conv_problem, conv_weight_grad_problem
 
 ISAS = _cpu.available_isas()
-ALGORITHMS = ("winograd", "direct", "im2col")
+ALGORITHMS = tuple(row.name for row in ROWS if row.name != "reference")
 PASSES = ("conv", "conv_input_grad", "conv_weight_grad")
 
 WINOGRAD_KERNELS = {(1, 1, 3), (1, 3, 3), (3, 3, 3), (1, 1, 5), (1, 5, 5)}
@@ -84,13 +85,22 @@ def run(op, case, x, w, b, dy, algorithm, out):
     return functional.conv_weight_grad(x, case.w, dy, *case.arguments, **options)
 
 
-def may_refuse(op, case, algorithm, layout):
-    """Whether an algorithm may refuse: never what it is made for."""
-    if algorithm == "direct":
-        return layout != "channels_last"
+def winograd_may_refuse(op, case, layout):
     kernel = (1,) * (5 - len(case.w)) + case.w[2:]
     plain = {*case.stride, *case.dilation} == {1}
-    return algorithm == "winograd" and (op == "conv_weight_grad" or not plain or kernel not in WINOGRAD_KERNELS)
+    return op == "conv_weight_grad" or not plain or kernel not in WINOGRAD_KERNELS
+
+
+def channelwise_may_refuse(op, case, layout):
+    return op == "conv_weight_grad" or not case.x[1] == case.w[0] == case.groups
+
+
+# What each algorithm need not do; a row of fastconv.plan that is not here may refuse nothing.
+MAY_REFUSE = {
+    "winograd": winograd_may_refuse,
+    "channelwise": channelwise_may_refuse,
+    "direct": lambda op, case, layout: layout != "channels_last",
+}
 
 
 def attempt(op, case, operands, algorithm, layout, out=None):
@@ -98,7 +108,8 @@ def attempt(op, case, operands, algorithm, layout, out=None):
     try:
         return run(op, case, *operands, algorithm, out)
     except ValueError as error:
-        if may_refuse(op, case, algorithm, layout) and "cannot run" in str(error):
+        may_refuse = MAY_REFUSE.get(algorithm, lambda op, case, layout: False)
+        if "cannot run" in str(error) and may_refuse(op, case, layout):
             return None
         raise
 
@@ -144,6 +155,8 @@ def test_conv(name, isa, algorithm, ran):
                         raise
                     what = f"{isa:8} {np.dtype(dtype)}  {algorithm:8} {op}"
                     ran("convolutions that ran" if served else "convolutions refused", what)
+                    if not served and algorithm != "direct":
+                        break  # no other layout changes its mind
 
 
 # --------------------------------------------------------------------------------------------------
@@ -161,7 +174,6 @@ def convs(draw, isa, dtype):
         return min(max(base + draw(st.integers(-1, 1)), 1), largest)
 
     ndim = draw(st.integers(1, 3))
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     kernel, stride, dilation = (
         tuple(draw(st.lists(st.integers(1, 3), min_size=ndim, max_size=ndim))) for _ in range(3)
     )
@@ -171,7 +183,9 @@ def convs(draw, isa, dtype):
         max((o - 1) * s + d * (k - 1) + 1 - lo - hi, 1)
         for o, s, d, k, (lo, hi) in zip(out_size, stride, dilation, kernel, padding, strict=True)
     ]
-    c, k = size(33), size(65)
+    # groups, channels of each that are read and written; the second is depthwise
+    kinds = [(1, size(33), size(65)), (size(65), 1, 1), (2, size(17), size(17))]
+    groups, c, k = draw(st.sampled_from(kinds))
     return conv(
         (draw(st.integers(1, 2)), groups * c, *in_size),
         (groups * k, c, *kernel),
@@ -217,6 +231,11 @@ SPECIAL_CASES = [
     "padding beyond kernel, stride 3",
     "3 groups of primes",
     "depthwise",
+    "depthwise stride 2",
+    "depthwise, asymmetric",
+    "33 depthwise channels",
+    "depthwise width 17",
+    "1d depthwise",
     "long reduction",
     "3d mixed",
 ]
