@@ -273,6 +273,18 @@ class TestProgress:
         text = report(Terminal())
         assert max(len(part) for part in re.split("[\r\n]", text)) < 30
 
+    def test_time_that_is_left(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        now = iter([100.0, 101.0, 104.0, 105.0, 300.0, 302.0])
+        monkeypatch.setattr("time.monotonic", lambda: next(now))
+        stream = Terminal()
+        progress = Progress(2, stream)
+        for epoch, done in ((1, 1), (1, 2), (1, 5), (1, 6), (2, 1), (2, 2)):
+            progress.step(epoch, done, 6)
+        # One step a second in the first epoch, one in two seconds in the second.
+        left = [re.findall(r"(\d+) s left", line) for line in stream.getvalue().split("\r")[1:]]
+        assert left == [[], ["4"], ["1"], [], [], ["8"]]
+
     def test_redraws_are_rare(self):
         stream = Terminal()
         with Progress(1, stream) as progress:

@@ -36,6 +36,7 @@ class Progress:
         self._rewrites = in_notebook or self._stream.isatty()
         self._drawn = 0  # characters of the unfinished line on the screen
         self._last_draw = 0.0
+        self._started = (0, 0, 0.0)  # the running epoch, the first step of it that was seen, and when
 
     def __enter__(self) -> Progress:
         return self
@@ -54,12 +55,16 @@ class Progress:
     def step(self, epoch: int, done: int, total: int, note: str = "") -> None:
         """Report that `done` of the `total` steps of `epoch` (counted from 1) have run."""
         now = time.monotonic()
+        if self._started[0] != epoch:
+            self._started = (epoch, done, now)
         if not self._rewrites or (done < total and now - self._last_draw < _SECONDS_BETWEEN_REDRAWS):
             return
         self._last_draw = now
         filled = _BAR_WIDTH * done // total
         bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-        self._rewrite(f"{self._head(epoch)} [{bar}] {done}/{total}  {note}")
+        _, first, start = self._started
+        left = f"  {(now - start) / (done - first) * (total - done):.0f} s left" if first < done < total else ""
+        self._rewrite(f"{self._head(epoch)} [{bar}] {done}/{total}{left}  {note}")
 
     def epoch(self, epoch: int, summary: str) -> None:
         """Write the lasting line of a finished epoch."""
