@@ -7,6 +7,7 @@ strides; results keep the memory order of the input. Errors are ValueError and T
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,6 @@ from fastconv.functional.padding import check_padding_mode, fold_padding, pad
 from fastconv.functional.pointwise import leaky_relu, sigmoid, tanh
 from fastconv.plan import Plan, plan_for
 from fastconv.problem import (
-    ConvProblem,
     batched,
     check_bias,
     check_ndim,
@@ -495,7 +495,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Array:
     x, w = as_array(input, "input", "linear"), as_array(weight, "weight", "linear")
     _check_linear("linear", "input", x, "weight", w, 1)
     y = _conv("linear", 1, _as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
-    return y[0].T.reshape(*x.shape[:-1], w.shape[0])
+    return _as_rows(y, x.shape)
 
 
 def linear_input_grad(grad_output: Any, weight: Any) -> Array:
@@ -503,7 +503,7 @@ def linear_input_grad(grad_output: Any, weight: Any) -> Array:
     dy, w = as_array(grad_output, "grad_output", "linear_input_grad"), as_array(weight, "weight", "linear_input_grad")
     _check_linear("linear_input_grad", "grad_output", dy, "weight", w, 0)
     dx = _conv("linear_input_grad", 1, _as_pixels(dy), w.T[:, :, None], None, 1, 0, 1, 1, "zeros", "auto", None)
-    return dx[0].T.reshape(*dy.shape[:-1], w.shape[1])
+    return _as_rows(dx, dy.shape)
 
 
 def linear_weight_grad(input: Any, grad_output: Any) -> Array:
@@ -517,8 +517,15 @@ def linear_weight_grad(input: Any, grad_output: Any) -> Array:
 
 
 def _as_pixels(x: Array) -> Array:
-    """(..., C) as one image of shape (1, C, rows) in channels_last order: a view where the strides allow it."""
-    return x.reshape(-1, x.shape[-1]).T[None]
+    """(..., C) as one image of shape (1, C, rows) in channels_last order, or as none of shape (0, C, 1): a view where
+    the strides allow it."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return rows.T[None] if len(rows) else rows[:, :, None]
+
+
+def _as_rows(y: Array, shape: tuple[int, ...]) -> Array:
+    """The image that `_as_pixels` made of an array of `shape`, as (..., K)."""
+    return np.moveaxis(y, 1, -1).reshape(*shape[:-1], y.shape[1])
 
 
 def _check_linear(op: str, name: str, x: Array, weight_name: str, w: Array, axis: int) -> None:
