@@ -48,7 +48,7 @@ assert 16 * 27 * 133**3 * 4 > 4e9
 @pytest.mark.parametrize("order", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("op", "algorithm"),
-    itertools.product(("conv", "conv_input_grad", "conv_weight_grad"), ("im2col", "auto")),
+    list(itertools.product(("conv", "conv_input_grad", "conv_weight_grad"), ("im2col", "auto"))),
 )
 def test_no_matrix_of_patches(op, order, algorithm, ran):
     """Where im2col would take 4 GB, less than 64 MB beside input and output are taken."""
