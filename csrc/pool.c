@@ -11,7 +11,7 @@
  * starting it, few enough to stay in the second-level cache. */
 #define TASK_ELEMENTS 32768
 /* A gradient with lanes of channels is cut into blocks of channels, whole cache lines, if it has fewer samples. */
-#define MIN_TASKS 8
+#define MIN_TASKS 4
 #define CHANNEL_STEP 16
 /* Columns that the rows kernels reduce at once, so that they stay in the first-level cache. */
 #define LINE 2048
@@ -135,20 +135,23 @@ static real *real_at(const fc_view *v, int64_t n, int64_t c, int64_t d, int64_t 
     return (real *)v->at + n * v->stride[0] + c * v->stride[1] + d * v->stride[2] + h * v->stride[3];
 }
 
-/* to[c, d, h, w] = 0 for the channels of a task. */
-static void fill_zero(const fc_pool *p, const pool_task *t, const fc_view *to) {
-    const int64_t lines = p->by_channels ? p->in_size[2] : t->channels;
-    const int64_t line_stride = to->stride[p->by_channels ? 4 : 1], stride = to->stride[p->by_channels ? 1 : 4];
-    const int64_t n = p->by_channels ? t->channels : p->in_size[2];
-    for (int64_t d = 0; d < p->in_size[0]; d++)
-        for (int64_t h = 0; h < p->in_size[1]; h++)
-            for (int64_t i = 0; i < lines; i++) {
-                real *line = real_at(to, t->n, t->c, d, h) + i * line_stride;
-                if (stride == 1)
-                    memset(line, 0, n * sizeof(real));
-                else
-                    for (int64_t j = 0; j < n; j++) line[j * stride] = 0;
-            }
+/* Gradients and unpooling set a row of the wide array to zero just before they first write to it, while it is to stay in
+ * the cache: rows [0, zeroed) of depth x height are done.  Returns `rows`. */
+static int64_t zero_rows(const fc_pool *p, int64_t n, int64_t c, int64_t channels, int64_t zeroed, int64_t rows) {
+    const int64_t *s = p->wide.stride;
+    /* the inner of channels and columns, and how many of the outer lie next to each other */
+    int64_t outer = p->in_size[2], inner = channels, outer_stride = s[4], inner_stride = s[1];
+    if (!p->by_channels) outer = channels, inner = p->in_size[2], outer_stride = s[1], inner_stride = s[4];
+    if (inner_stride == 1 && outer_stride == inner) inner *= outer, outer = 1;
+    for (int64_t row = zeroed; row < rows; row++) {
+        real *to = real_at(&p->wide, n, c, row / p->in_size[1], row % p->in_size[1]);
+        for (int64_t i = 0; i < outer; i++, to += outer_stride)
+            if (inner_stride == 1)
+                memset(to, 0, inner * sizeof(real));
+            else
+                for (int64_t j = 0; j < inner; j++) to[j * inner_stride] = 0;
+    }
+    return max64(zeroed, rows);
 }
 
 /* Narrows the row to the outputs from `o` on whose windows lie in p->line columns, and returns the first one left. */
@@ -177,6 +180,9 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
                       void (*kernel)(const fc_pool_row *)) {
     const fc_windows *depth = &p->windows[0], *height = &p->windows[1];
     const int64_t *s = p->indices.stride;
+    /* the first line sets whole rows to zero */
+    const int writes_wide = p->op == FC_SUM_POOL_GRAD && o == 0;
+    int64_t zeroed = 0;
     for (int64_t row = t->row; row < t->row_end; row++) {
         const int64_t d = row / p->out_size[1], h = row % p->out_size[1];
         r->wide = real_at(&p->wide, t->n, c, depth->first[d], height->first[h]) + r->column * r->wide_step;
@@ -188,8 +194,14 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
         r->rows[1] = height->count[h];
         r->index = (depth->first[d] * p->in_size[1] + height->first[h]) * p->in_size[2] + r->column;
         r->extent = (double)(depth->extent[d] * height->extent[h]);
+        if (writes_wide) {
+            const int64_t last_d = depth->first[d] + (depth->count[d] - 1) * depth->step;
+            const int64_t last_h = height->first[h] + (height->count[h] - 1) * height->step;
+            zeroed = zero_rows(p, t->n, c, r->channels, zeroed, last_d * p->in_size[1] + last_h + 1);
+        }
         kernel(r);
     }
+    if (writes_wide) zero_rows(p, t->n, c, r->channels, zeroed, p->in_size[0] * p->in_size[1]);
 }
 
 /* Calls the row kernel for every output row of the task; a rows kernel for each channel and cache-sized line. */
@@ -201,7 +213,7 @@ static void run_rows(const fc_pool *p, const pool_task *t, void (*kernel)(const 
         .narrow_step = p->narrow.stride[4],
         .y_step = p->y.stride[4],
         .indices_step = p->indices.stride[4],
-        .channels = t->channels,
+        .channels = p->by_channels ? t->channels : 1,
         .columns = p->in_size[2],
         .outputs = p->out_size[2],
         .index_row = {depth->step * p->in_size[1] * p->in_size[2], height->step * p->in_size[2]},
@@ -227,67 +239,101 @@ static void run_rows(const fc_pool *p, const pool_task *t, void (*kernel)(const 
 /* dx *= x^(power - 1), the inner derivative of Lp. */
 static void lp_inner(const fc_pool *p, const pool_task *t) {
     const real q = (real)(p->power - 1);
+    const int outer_axis = p->by_channels ? 4 : 1, inner_axis = p->by_channels ? 1 : 4;
+    const int64_t outer = p->by_channels ? p->in_size[2] : t->channels;
+    const int64_t inner = p->by_channels ? t->channels : p->in_size[2];
+    const int64_t dx_stride = p->wide.stride[inner_axis], x_stride = p->x.stride[inner_axis];
     for (int64_t d = 0; d < p->in_size[0]; d++)
         for (int64_t h = 0; h < p->in_size[1]; h++)
-            for (int64_t i = 0; i < t->channels * p->in_size[2]; i++) {
-                /* the innermost axis is that of stride 1 */
-                const int64_t c = p->by_channels ? i % t->channels : i / p->in_size[2];
-                const int64_t w = p->by_channels ? i / t->channels : i % p->in_size[2];
-                real *dx = real_at(&p->wide, t->n, t->c + c, d, h) + w * p->wide.stride[4];
-                const real x = real_at(&p->x, t->n, t->c + c, d, h)[w * p->x.stride[4]];
-                *dx *= q == 1 ? x : POWER(x, q);
+            for (int64_t i = 0; i < outer; i++) {
+                real *dx = real_at(&p->wide, t->n, t->c, d, h) + i * p->wide.stride[outer_axis];
+                const real *x = real_at(&p->x, t->n, t->c, d, h) + i * p->x.stride[outer_axis];
+                for (int64_t j = 0; j < inner; j++)
+                    dx[j * dx_stride] *= q == 1 ? x[j * x_stride] : POWER(x[j * x_stride], q);
             }
 }
 
 /* ---- By index ------------------------------------------------------------------------------------------------- */
 
-/* For every narrow element, in row-major order of each channel, what `op` does with the wide element that its index
- * names. */
-static inline __attribute__((always_inline)) int by_index(const fc_pool *p, const pool_task *t, int op, int is_line) {
-    /* from the outermost axis to the innermost: c d h w, or d h w c */
-    static const int orders[2][4] = {{1, 2, 3, 4}, {2, 3, 4, 1}};
-    const int *axes = orders[p->by_channels];
-    const int64_t *in = p->in_size, *s = p->wide.stride;
-    const uint64_t plane = (uint64_t)volume(in);
-    int64_t size[4], narrow_stride[4], index_stride[4], wide_stride[4];
-    for (int i = 0; i < 4; i++) {
-        size[i] = axes[i] == 1 ? t->channels : p->out_size[axes[i] - 2];
-        narrow_stride[i] = p->narrow.stride[axes[i]];
-        index_stride[i] = p->indices.stride[axes[i]];
-        wide_stride[i] = axes[i] == 1 ? s[1] : 0;
-    }
-    real *wide = real_at(&p->wide, t->n, t->c, 0, 0), *narrow = real_at(&p->narrow, t->n, t->c, 0, 0);
-    const int64_t *indices = (int64_t *)p->indices.at + t->n * p->indices.stride[0] + t->c * p->indices.stride[1];
-    for (int64_t i = 0; i < size[0]; i++)
-        for (int64_t j = 0; j < size[1]; j++)
-            for (int64_t k = 0; k < size[2]; k++) {
-                real *narrow_line = narrow + i * narrow_stride[0] + j * narrow_stride[1] + k * narrow_stride[2];
-                const int64_t *index_line = indices + i * index_stride[0] + j * index_stride[1] + k * index_stride[2];
-                real *plane_at = wide + i * wide_stride[0];
-                for (int64_t l = 0; l < size[3]; l++) {
-                    const int64_t at = index_line[l * index_stride[3]];
-                    if ((uint64_t)at >= plane) return FC_POOL_INDEX_OUT_OF_RANGE;
-                    const int64_t offset = is_line ? at * s[4]
-                                                   : at / (in[1] * in[2]) * s[2] + at / in[2] % in[1] * s[3] +
-                                                         at % in[2] * s[4];
-                    real *there = plane_at + l * wide_stride[3] + offset, *here = narrow_line + l * narrow_stride[3];
-                    if (op == FC_MAX_POOL_GRAD)
-                        *there += *here;
-                    else if (op == FC_MAX_UNPOOL)
-                        *there = *here;
-                    else
-                        *here = *there;
-                }
-            }
-    return FC_POOL_OK;
+typedef struct {
+    const int64_t *indices;
+    real *narrow, *wide;
+    int64_t outer, inner; /* columns and channels, or 1 and columns */
+} index_block;
+
+/* The largest index of a block; as unsigned numbers, negative ones are larger than all. */
+static uint64_t last_index(const fc_pool *p, const index_block *b) {
+    const int64_t inner = p->indices.stride[p->by_channels ? 1 : 4], outer = p->indices.stride[4];
+    uint64_t last = 0;
+    for (int64_t i = 0; i < b->outer; i++)
+        for (int64_t j = 0; j < b->inner; j++) {
+            const uint64_t at = (uint64_t)b->indices[i * outer + j * inner];
+            if (at > last) last = at;
+        }
+    return last;
 }
 
-/* The same, compiled for planes that are one line, whose positions need no division. */
-#define BY_INDEX(p, t, op) (is_line(p) ? by_index(p, t, op, 1) : by_index(p, t, op, 0))
-
-static int is_line(const fc_pool *p) {
+/* Whether the plane is one line of stride stride[4], and the inner axis of narrow and indices has stride 1. */
+static int is_simple(const fc_pool *p) {
     const int64_t *in = p->in_size, *s = p->wide.stride;
-    return (in[1] == 1 || s[3] == in[2] * s[4]) && (in[0] == 1 || s[2] == in[1] * in[2] * s[4]);
+    const int inner = p->by_channels ? 1 : 4;
+    return (in[1] == 1 || s[3] == in[2] * s[4]) && (in[0] == 1 || s[2] == in[1] * in[2] * s[4]) &&
+           p->narrow.stride[inner] == 1 && p->indices.stride[inner] == 1;
+}
+
+/* For every narrow element of a block, in order, what `op` does with the wide element that its index names. */
+static inline __attribute__((always_inline)) void move_block(const fc_pool *p, const index_block *b, int op,
+                                                             int simple) {
+    const int64_t *in = p->in_size, *s = p->wide.stride;
+    const int axis = p->by_channels ? 1 : 4;
+    const int64_t narrow_inner = simple ? 1 : p->narrow.stride[axis],
+                  index_inner = simple ? 1 : p->indices.stride[axis];
+    const int64_t wide_inner = p->by_channels ? s[1] : 0, column = s[4];
+    for (int64_t i = 0; i < b->outer; i++) {
+        real *narrow = b->narrow + i * p->narrow.stride[4];
+        const int64_t *indices = b->indices + i * p->indices.stride[4];
+        for (int64_t j = 0; j < b->inner; j++) {
+            const int64_t at = indices[j * index_inner];
+            int64_t offset = at * column;
+            if (!simple) offset = at / (in[1] * in[2]) * s[2] + at / in[2] % in[1] * s[3] + at % in[2] * column;
+            real *there = b->wide + j * wide_inner + offset, *here = narrow + j * narrow_inner;
+            if (op == FC_MAX_POOL_GRAD)
+                *there += *here;
+            else if (op == FC_MAX_UNPOOL)
+                *there = *here;
+            else
+                *here = *there;
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) int by_index(const fc_pool *p, const pool_task *t, int op) {
+    const int64_t *s = p->indices.stride, rows = p->in_size[0] * p->in_size[1];
+    const uint64_t plane = (uint64_t)volume(p->in_size);
+    const int64_t channels = p->by_channels ? t->channels : 1, writes_wide = op != FC_MAX_UNPOOL_GRAD;
+    const int simple = is_simple(p);
+    for (int64_t c = t->c; c < t->c + t->channels; c += channels) {
+        int64_t zeroed = 0;
+        for (int64_t d = 0; d < p->out_size[0]; d++)
+            for (int64_t h = 0; h < p->out_size[1]; h++) {
+                const index_block b = {
+                    .indices = (int64_t *)p->indices.at + t->n * s[0] + c * s[1] + d * s[2] + h * s[3],
+                    .narrow = real_at(&p->narrow, t->n, c, d, h),
+                    .wide = real_at(&p->wide, t->n, c, 0, 0),
+                    .outer = p->by_channels ? p->out_size[2] : 1,
+                    .inner = p->by_channels ? channels : p->out_size[2],
+                };
+                const uint64_t last = last_index(p, &b);
+                if (last >= plane) return FC_POOL_INDEX_OUT_OF_RANGE;
+                if (writes_wide) zeroed = zero_rows(p, t->n, c, channels, zeroed, (int64_t)last / p->in_size[2] + 1);
+                if (simple)
+                    move_block(p, &b, op, 1);
+                else
+                    move_block(p, &b, op, 0);
+            }
+        if (writes_wide) zero_rows(p, t->n, c, channels, zeroed, rows);
+    }
+    return FC_POOL_OK;
 }
 
 /* ---- Run ------------------------------------------------------------------------------------------------------ */
@@ -295,7 +341,11 @@ static int is_line(const fc_pool *p) {
 int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace, int64_t task) {
     const fc_kernels *k = kernels;
     const pool_task t = task_of(p, task);
-    if (!is_forward(p) && p->op != FC_MAX_UNPOOL_GRAD) fill_zero(p, &t, &p->wide);
+    if (volume(p->out_size) == 0) {
+        if (!is_forward(p) && p->op != FC_MAX_UNPOOL_GRAD)
+            zero_rows(p, t.n, t.c, t.channels, 0, p->in_size[0] * p->in_size[1]);
+        return FC_POOL_OK;
+    }
     switch (p->op) {
     case FC_MAX_POOL: run_rows(p, &t, p->by_channels ? k->pool_max_channels : k->pool_max_rows, workspace); break;
     case FC_SUM_POOL: run_rows(p, &t, p->by_channels ? k->pool_sum_channels : k->pool_sum_rows, workspace); break;
@@ -303,9 +353,9 @@ int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace,
         run_rows(p, &t, p->by_channels ? k->pool_spread_channels : k->pool_spread_rows, workspace);
         if (p->x.at) lp_inner(p, &t);
         break;
-    case FC_MAX_POOL_GRAD: return BY_INDEX(p, &t, FC_MAX_POOL_GRAD);
-    case FC_MAX_UNPOOL: return BY_INDEX(p, &t, FC_MAX_UNPOOL);
-    default: return BY_INDEX(p, &t, FC_MAX_UNPOOL_GRAD);
+    case FC_MAX_POOL_GRAD: return by_index(p, &t, FC_MAX_POOL_GRAD);
+    case FC_MAX_UNPOOL: return by_index(p, &t, FC_MAX_UNPOOL);
+    default: return by_index(p, &t, FC_MAX_UNPOOL_GRAD);
     }
     return FC_POOL_OK;
 }

@@ -143,6 +143,27 @@ FC_INLINE int wins_across_1(real x, lane row, real best, lane best_row) {
     return x > best || (x == best && row < best_row) || (x != x && (best == best || row >= best_row));
 }
 
+/* Where the maximum of n >= VL elements in a row is. */
+static int64_t max_span(const real *p, int64_t n) {
+    mask lane_at, at;
+    for (int i = 0; i < VL; i++) lane_at[i] = i;
+    vec best = vload(p);
+    at = lane_at;
+    int64_t i = VL;
+    for (; i + VL <= n; i += VL) {
+        const vec x = vload(p + i);
+        const mask m = wins(x, best);
+        best = vblend(best, x, m);
+        at = choose(at, lane_at + (lane)i, m);
+    }
+    int64_t found = at[0];
+    for (int l = 1; l < VL; l++)
+        if (wins_across_1(best[l], at[l], p[found], (lane)found)) found = at[l];
+    for (; i < n; i++)
+        if (wins_across_1(p[i], (lane)i, p[found], (lane)found)) found = i;
+    return found;
+}
+
 FC_INLINE void max_across(const fc_pool_row *r, const real *line, int one_row) {
     const lane *rows = r->buffer_rows;
     const fc_windows *win = &r->windows;
@@ -170,8 +191,11 @@ FC_INLINE void max_across(const fc_pool_row *r, const real *line, int one_row) {
             o += VL;
         } else {
             int64_t at = first;
-            for (int64_t w = first + win->step; w < end; w += win->step)
-                if (wins_across_1(line[w], one_row ? 0 : rows[w], line[at], one_row ? 0 : rows[at])) at = w;
+            if (one_row && win->step == 1 && end - first >= 2 * VL)
+                at += max_span(line + first, end - first);
+            else
+                for (int64_t w = first + win->step; w < end; w += win->step)
+                    if (wins_across_1(line[w], one_row ? 0 : rows[w], line[at], one_row ? 0 : rows[at])) at = w;
             *to = line[at];
             *index = r->index + (one_row ? 0 : rows[at]) + at;
             o++;
@@ -272,16 +296,21 @@ static real span(const real *p, int64_t step, int64_t n) {
         return span(p, step, half) + span(p + half * step, step, n - half);
     }
     real sum = 0;
-    int64_t i = 0;
-    if (step == 1 && n >= 4 * VL) {
-        vec part[4] = {{0}};
-        for (; i + 4 * VL <= n; i += 4 * VL)
-            FC_UNROLL for (int v = 0; v < 4; v++) part[v] += vload(p + i + v * VL);
-        const vec all = (part[0] + part[1]) + (part[2] + part[3]);
-        for (int v = 0; v < VL; v++) sum += all[v];
+    if (step != 1 || n < VL) {
+        for (int64_t i = 0; i < n; i++) sum += p[i * step];
+        return sum;
     }
-    for (; i < n; i++) sum += p[i * step];
-    return sum;
+    vec part[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * VL <= n; i += 4 * VL)
+        FC_UNROLL for (int v = 0; v < 4; v++) part[v] += vload(p + i + v * VL);
+    for (; i + VL <= n; i += VL) part[0] += vload(p + i);
+    part[1] += load_lanes(p + i, 1, n - i);
+    real lanes[VL];
+    vstore(lanes, (part[0] + part[1]) + (part[2] + part[3]));
+    FC_UNROLL for (int half = VL / 2; half > 0; half /= 2)
+        FC_UNROLL for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
 }
 
 static void sum_across(const fc_pool_row *r, const real *line) {
@@ -360,25 +389,31 @@ static void pool_sum_channels(const fc_pool_row *r) {
 /* ---- Gradient of the sum -------------------------------------------------------------------------------------- */
 
 /* The way back of pool_sum_rows: outputs are spread over the columns of one row, which is added to each window row.
- * Outputs outside the run come first, so that the run can go tap by tap. */
+ * Outputs outside the run come first, so that a run of some length can go tap by tap. */
 static void pool_spread_rows(const fc_pool_row *r) {
     const fc_windows *win = &r->windows;
     real *restrict line = r->buffer;
     real *restrict from = r->buffer + (r->columns + VL - 1) / VL * VL;
+    const int64_t run = win->run_end - win->run, run_end = run >= VL ? win->run_end : win->run;
     for (int64_t w = 0; w < r->columns; w++) line[w] = 0;
     for (int64_t o = 0; o < r->outputs; o++) {
         const real y = r->y ? r->y[o * r->y_step] : 1;
         from[o] = slope(r->narrow[o * r->narrow_step], y, divisor_of(r, o), r->power);
-        if (o < win->run || o >= win->run_end)
-            for (int64_t t = 0; t < win->count[o]; t++) line[win->first[o] - r->column + t * win->step] += from[o];
+        if (o < win->run || o >= run_end) {
+            real *restrict to = line + win->first[o] - r->column;
+            if (win->step == 1)
+                for (int64_t t = 0; t < win->count[o]; t++) to[t] += from[o];
+            else
+                for (int64_t t = 0; t < win->count[o]; t++) to[t * win->step] += from[o];
+        }
     }
-    const int64_t n = win->run_end - win->run, taps = n > 0 ? win->count[win->run] : 0;
+    const int64_t taps = run_end > win->run ? win->count[win->run] : 0;
     for (int64_t t = 0; t < taps; t++) {
         real *to = line + win->first[win->run] - r->column + t * win->step;
         if (win->run_step == 1)
-            for (int64_t i = 0; i < n; i++) to[i] += from[win->run + i];
+            for (int64_t i = 0; i < run; i++) to[i] += from[win->run + i];
         else
-            for (int64_t i = 0; i < n; i++) to[i * win->run_step] += from[win->run + i];
+            for (int64_t i = 0; i < run; i++) to[i * win->run_step] += from[win->run + i];
     }
     for (int64_t d = 0; d < r->rows[0]; d++)
         for (int64_t h = 0; h < r->rows[1]; h++) {

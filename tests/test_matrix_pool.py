@@ -98,6 +98,7 @@ POOLS = {
     "many channels": Pool((2, 300, 3, 4), 2, 1),
     "no sample": Pool((0, 3, 5, 6), 2),
     "no output": Pool((2, 3, 5, 6), output_size=(0, 2)),
+    "no output in width": Pool((2, 3, 5, 6), output_size=(2, 0)),
 }
 
 # What is pooled, and how: maximum and what goes by index are exact
@@ -334,6 +335,8 @@ SPECIAL = [
     Pool((2, 3, 90), 5, 3, 2),
     Pool((2, 8, 7, 40), output_size=(3, 1)),
     Pool((2, 3, 9, 40), 2, 3),  # elements in no window
+    Pool((2, 5, 7, 9), output_size=1),
+    Pool((2, 5, 150), output_size=2),
 ]
 
 
