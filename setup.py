@@ -166,7 +166,7 @@ def sanitizers() -> list[str]:
     # with checks, -O3 takes a minute for each instruction set
     return [
         f"-fsanitize={names}",
-        *"-fno-sanitize-recover=all -g -fno-omit-frame-pointer -O1".split(),
+        *["-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer", "-O1"],
     ]
 
 
