@@ -67,7 +67,8 @@ static void run_channels(const fc_channelwise *p, const real *in, const real *pa
     real *zeros = take(&workspace, p->zeros * (int64_t)sizeof(real));
     const real **taps = take(&workspace, l->taps * (int64_t)sizeof(real *));
     memset(zeros, 0, (size_t)p->zeros * sizeof(real));
-    fc_depthwise g = {.taps = taps, .n_taps = l->taps, .channels = l->groups, .w = packed, .bias = bias, .relu = p->relu};
+    fc_depthwise g = {
+        .taps = taps, .n_taps = l->taps, .channels = l->groups, .w = packed, .bias = bias, .relu = p->relu};
     g.in_step = l->step[2] * l->in_stride[4], g.out_step = l->out_stride[4];
 
     const int64_t step = l->step[2];
@@ -149,7 +150,7 @@ static void run_pixels(const fc_channelwise *p, const real *in, const real *w, c
 }
 
 int FC_NAME(fc_channelwise_run)(const fc_channelwise *p, const void *in_, const void *packed_, const void *bias_,
-                                 void *out_, void *workspace, int64_t task) {
+                                void *out_, void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const int64_t image = task / p->bands, first = task % p->bands * p->band;
     const real *in = (const real *)in_ + image * l->in_stride[0];

@@ -9,9 +9,9 @@
 /* A run of output pixels that one tile covers: rows of the tile if pixels are rows, else its columns. */
 typedef struct {
     int64_t pixel, count;
-    const real *in;   /* the first pixel's patch origin, if the patches are read in place; else null */
-    real *gathered;   /* else the patches of the current chunk */
-    int regular;      /* consecutive pixels lie out_stride[4] apart in the output */
+    const real *in; /* the first pixel's patch origin, if the patches are read in place; else null */
+    real *gathered; /* else the patches of the current chunk */
+    int regular;    /* consecutive pixels lie out_stride[4] apart in the output */
 } strip;
 
 /* Budget of the packed operand that stays in L1 while strips pass by, and of the gathered patches in L2. */
@@ -25,7 +25,8 @@ static void flatten(fc_lattice *l) {
         if (l->step[a] != 1 || l->in_size[a] != l->out_size[a]) return;
     for (int a = 1; a >= 0; a--) {
         const int64_t n = l->in_size[2];
-        if (l->in_size[a] != 1 && (l->in_stride[a + 2] != n * l->in_stride[4] || l->out_stride[a + 2] != n * l->out_stride[4]))
+        if (l->in_size[a] != 1 &&
+            (l->in_stride[a + 2] != n * l->in_stride[4] || l->out_stride[a + 2] != n * l->out_stride[4]))
             return;
         l->in_size[2] *= l->in_size[a], l->out_size[2] *= l->out_size[a];
         l->in_size[a] = l->out_size[a] = 1;
@@ -93,7 +94,8 @@ void FC_NAME(fc_conv_pack)(const fc_conv *p, const void *w_, void *packed_, int6
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t lanes = p->pixels_are_rows ? k->nr : k->mr;
-    const int64_t group = task / p->panels, first = task % p->panels * lanes, valid = min64(lanes, l->out_channels - first);
+    const int64_t group = task / p->panels, first = task % p->panels * lanes,
+                  valid = min64(lanes, l->out_channels - first);
     const real *w = (const real *)w_ + group * l->w_stride[0] + first * l->w_stride[1];
     real *to = (real *)packed_ + task * p->reduction * lanes;
     for (int64_t t = 0; t < l->taps; t++)
@@ -144,7 +146,8 @@ static int64_t cut(const fc_conv *p, const real *in, int64_t from, int64_t to, s
 static int64_t terms_in_place(const fc_conv *p, const real *patch, const real *packed, int64_t r0, int64_t r1,
                               fc_term *terms) {
     const fc_lattice *l = &p->l;
-    const int64_t lanes = p->pixels_are_rows ? ((const fc_kernels *)l->kernels)->nr : ((const fc_kernels *)l->kernels)->mr;
+    const int64_t lanes = p->pixels_are_rows ? ((const fc_kernels *)l->kernels)->nr
+                                             : ((const fc_kernels *)l->kernels)->mr;
     int64_t n = 0, c = l->in_channels ? r0 % l->in_channels : 0;
     const int64_t *at = l->tap_at + (l->in_channels ? 3 * (r0 / l->in_channels) : 0);
     for (int64_t r = r0; r < r1; at += 3, c = 0) {
@@ -232,7 +235,7 @@ static void tile(const fc_conv *p, const strip *s, const real *packed, int64_t p
 }
 
 int FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_, const void *bias_, void *out_,
-                          void *workspace, int64_t task) {
+                         void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t panel_block = task % p->panel_blocks, block = task / p->panel_blocks % p->blocks;

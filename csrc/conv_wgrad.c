@@ -30,7 +30,8 @@ void FC_NAME(fc_wgrad_block)(fc_wgrad *p) {
         p->splits = max64(min64(ceil_div(MIN_TASKS, tiles), p->chunks / MIN_CHUNKS_PER_SPLIT), 1);
     p->tasks = tiles * p->splits;
     p->merge_tasks = p->splits > 1 ? l->groups * p->row_blocks : 0;
-    p->partial_bytes = p->splits > 1 ? p->splits * l->groups * p->reduction * l->out_channels * (int64_t)sizeof(real) : 0;
+    p->partial_bytes = p->splits > 1 ? p->splits * l->groups * p->reduction * l->out_channels * (int64_t)sizeof(real)
+                                     : 0;
     p->workspace_bytes = align64(p->block_rows * p->block_cols * (int64_t)sizeof(real)) +
                          align64(p->chunk * (p->block_rows + p->block_cols) * (int64_t)sizeof(real)) +
                          align64((p->chunk + 1) * (int64_t)sizeof(fc_term));
@@ -85,8 +86,8 @@ static void gather_dy(const fc_wgrad *p, const real *dy, range q, int64_t k0, in
 
 /* The terms of one tap over a chunk, both operands in place: one per row of pixels, clipped to where the tap lies
  * inside the input.  dy is at `dy`, or, if it was gathered, row by row at `panel`. */
-static int64_t terms_in_place(const fc_wgrad *p, const real *in, const real *dy, const real *panel, int64_t ldb, range q,
-                              int64_t tap, fc_term *terms) {
+static int64_t terms_in_place(const fc_wgrad *p, const real *in, const real *dy, const real *panel, int64_t ldb,
+                              range q, int64_t tap, fc_term *terms) {
     const fc_lattice *l = &p->l;
     const int64_t *at = l->tap_at + 3 * tap, row = l->out_size[2], step = l->step[2];
     int64_t n = 0;

@@ -18,9 +18,7 @@ static const struct {
 #undef FC_WINO
 };
 
-static int points_of(int shape) {
-    return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2];
-}
+static int points_of(int shape) { return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2]; }
 
 void FC_NAME(fc_wino_block)(fc_wino *p) {
     const fc_lattice *l = &p->l;

@@ -41,8 +41,8 @@ typedef struct {
     int64_t batch, groups, in_channels, out_channels; /* channels of one group */
     int64_t in_size[3], out_size[3], step[3];
     int64_t taps;
-    const int64_t *tap_at; /* taps x 3 */
-    const int64_t *tap_w;  /* taps: offset of the tap in w */
+    const int64_t *tap_at;               /* taps x 3 */
+    const int64_t *tap_w;                /* taps: offset of the tap in w */
     int64_t in_stride[5], out_stride[5]; /* batch, channel, depth, height, width */
     int64_t out_offset;
     int64_t w_stride[3]; /* group, out channel, in channel */
@@ -82,7 +82,7 @@ void fc_conv_block(fc_conv *p);
 void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task);
 /* Runs one task, 0 <= task < tasks.  `bias` (all out channels, contiguous) may be null.  Returns 1. */
 int fc_conv_run(const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
-                 int64_t task);
+                int64_t task);
 
 /* The same by Winograd's minimal filtering, for lattices with step 1 whose taps fill a 3, 5, 3x3, 5x5 or 3x3x3 box.
  *
@@ -127,16 +127,16 @@ typedef struct {
     int relu;
     int by_channels;
     int64_t first[3], extent[3]; /* input position of the lowest tap for output 0; positions that taps span */
-    int64_t band, bands;       /* NHWC: output rows (depth x height) of a task; NCHW: channels of a task */
-    int64_t zeros;             /* NHWC: elements that stand for the padding */
-    int64_t deal, row, slots;  /* NCHW: elements of a row dealt out for one residue, of all; rows that are held */
+    int64_t band, bands;         /* NHWC: output rows (depth x height) of a task; NCHW: channels of a task */
+    int64_t zeros;               /* NHWC: elements that stand for the padding */
+    int64_t deal, row, slots;    /* NCHW: elements of a row dealt out for one residue, of all; rows that are held */
     int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
 } fc_channelwise;
 
 void fc_channelwise_block(fc_channelwise *p);
 void fc_channelwise_pack(const fc_channelwise *p, const void *w, void *packed, int64_t task);
 int fc_channelwise_run(const fc_channelwise *p, const void *in, const void *packed, const void *bias, void *out,
-                        void *workspace, int64_t task);
+                       void *workspace, int64_t task);
 
 /* dw[k, c, t] = sum over n, o of in[n, c, o * step + tap_at[t]] * out[n, k, o], where `out` of the lattice is dy.
  *

@@ -32,11 +32,9 @@ static void gather_rows(const fc_gather *g, real *to) {
             const int64_t n = channels - c < g->r1 - r ? channels - c : g->r1 - r;
             const int64_t x = w * g->step[2] + at[2];
             int64_t row;
-            if (FC_NAME(input_row)(g, at, d, h, &row) && x >= 0 && x < g->in_size[2])
-                FC_NAME(copy)
-                (to + (r - g->r0), g->in + c * g->in_stride[0] + row + x * g->in_stride[3], n, g->in_stride[0]);
-            else
-                FC_NAME(zero)(to + (r - g->r0), n);
+            if (FC_NAME(input_row)(g, at, d, h, &row) && x >= 0 && x < g->in_size[2]) FC_NAME(copy)
+            (to + (r - g->r0), g->in + c * g->in_stride[0] + row + x * g->in_stride[3], n, g->in_stride[0]);
+            else FC_NAME(zero)(to + (r - g->r0), n);
             r += n;
         }
         if (++w == g->out_size[2]) {

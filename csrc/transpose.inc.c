@@ -40,7 +40,7 @@ static void channels_in(const real *from, int64_t channel_stride, int64_t x_stri
     if (channels >= VL && x_stride == 1)
         for (; x + VL <= width; x += VL) {
             vec r[VL];
-            FC_UNROLL for (int i = 0; i < VL; i++) r[i] = vload(from + i * channel_stride + x);
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = vload(from + i * channel_stride + x);
             FC_NAME(transpose_square)(r);
             FC_UNROLL for (int i = 0; i < VL; i++) vstore(to + (x + i) * VL, r[i]);
         }

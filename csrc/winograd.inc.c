@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "simd.h"
 
-#define P1 0.625          /* the points of the 6-point transforms: +-P1, +-P2 */
+#define P1 0.625 /* the points of the 6-point transforms: +-P1, +-P2 */
 #define P2 1.5
 #define Q1 (P1 * P1)
 #define Q2 (P2 * P2)
