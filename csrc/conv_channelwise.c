@@ -153,7 +153,7 @@ int FC_NAME(fc_channelwise_run)(const fc_channelwise *p, const void *in_, const 
                                 void *out_, void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const int64_t image = task / p->bands, first = task % p->bands * p->band;
-    const real *in = (const real *)in_ + image * l->in_stride[0];
+    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0];
     const real *bias = bias_;
     real *out = (real *)out_ + l->out_offset + image * l->out_stride[0];
     if (p->by_channels) {

@@ -242,7 +242,7 @@ int FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_,
     const int64_t group = task / p->panel_blocks / p->blocks % l->groups;
     const int64_t image = task / p->panel_blocks / p->blocks / l->groups;
     const int64_t lanes = p->pixels_are_rows ? k->nr : k->mr, unit = p->pixels_are_rows ? k->mr : k->nr;
-    const real *in = (const real *)in_ + image * l->in_stride[0] + group * l->in_channels * l->in_stride[1];
+    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0] + group * l->in_channels * l->in_stride[1];
     const real *packed = (const real *)packed_ + group * p->panels * p->reduction * lanes;
     const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels : NULL;
     real *out = (real *)out_ + l->out_offset + image * l->out_stride[0] + group * l->out_channels * l->out_stride[1];

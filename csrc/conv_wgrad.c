@@ -121,7 +121,7 @@ void FC_NAME(fc_wgrad_run)(const fc_wgrad *p, const void *in_, const void *dy_, 
     const int64_t group = task / p->splits / p->col_blocks / p->row_blocks;
     const int64_t r0 = row_block * p->block_rows, r1 = min64(r0 + p->block_rows, p->reduction), rows = r1 - r0;
     const int64_t k0 = col_block * p->block_cols, k1 = min64(k0 + p->block_cols, l->out_channels), cols = k1 - k0;
-    const real *in = (const real *)in_ + group * l->in_channels * l->in_stride[1];
+    const real *in = (const real *)in_ + l->in_offset + group * l->in_channels * l->in_stride[1];
     const real *dy = (const real *)dy_ + l->out_offset + group * l->out_channels * l->out_stride[1];
 
     char *w = workspace;

@@ -228,7 +228,7 @@ int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, 
     const int points = points_of(p->shape);
     const int64_t panel_block = task % p->panel_blocks, block = task / p->panel_blocks % p->blocks;
     const int64_t group = task / p->panel_blocks / p->blocks;
-    const real *in = (const real *)in_ + group * l->in_channels * l->in_stride[1];
+    const real *in = (const real *)in_ + l->in_offset + group * l->in_channels * l->in_stride[1];
     real *out = (real *)out_ + l->out_offset + group * l->out_channels * l->out_stride[1];
     const int64_t from = block * p->block_tiles, to = min64(from + p->block_tiles, l->batch * p->tiles_per_image);
 

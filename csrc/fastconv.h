@@ -36,7 +36,7 @@ void fc_restore_denormals(uint64_t state);
  *
  * Positions outside the input are zeros that take part.  The forward pass is one lattice: tap_at = t * dilation - pad.
  * The data gradient at stride s is s^d of them (its phases), each with the taps that meet it and step 1, writing every
- * s-th element of dx: strides and offset of `out` say which. */
+ * s-th element of dx: strides and offset of `out` say which.  So are dilated convolutions that Winograd takes apart. */
 typedef struct {
     int64_t batch, groups, in_channels, out_channels; /* channels of one group */
     int64_t in_size[3], out_size[3], step[3];
@@ -44,7 +44,7 @@ typedef struct {
     const int64_t *tap_at;               /* taps x 3 */
     const int64_t *tap_w;                /* taps: offset of the tap in w */
     int64_t in_stride[5], out_stride[5]; /* batch, channel, depth, height, width */
-    int64_t out_offset;
+    int64_t in_offset, out_offset;
     int64_t w_stride[3]; /* group, out channel, in channel */
     int is_double;
     int gather;          /* 1: gather all patches (im2col); 0: read the input in place where it allows (direct) */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from fastconv.problem import ConvProblem
 
 # Below this many multiply-accumulates (about 50 µs on one core) a second thread costs more than it brings.
 SMALL = 1_500_000
+# A dilated convolution is this many undilated ones at most, before their planning takes longer than it saves.
+MAX_SUBGRIDS = 64
 
 @dataclass(frozen=True)
 class Request:
@@ -109,8 +112,10 @@ def _winograd_refuses(r: Request) -> Verdict:
         return "it has no weight gradient"
     if r.exact:
         return "config(exact=True) forbids it: it rounds more than the plain sum"
-    if p.stride != (1, 1, 1) or p.dilation != (1, 1, 1):
-        return f"it needs stride 1 and dilation 1, and they are {_seen(p, p.stride)} and {_seen(p, p.dilation)}"
+    if p.stride != (1, 1, 1):
+        return f"it needs stride 1, and it is {_seen(p, p.stride)}"
+    if math.prod(p.dilation) > MAX_SUBGRIDS:
+        return f"dilation {_seen(p, p.dilation)} makes {math.prod(p.dilation)} sub-grids, more than {MAX_SUBGRIDS}"
     if not _shapes_for(p):
         kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
         return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
@@ -136,10 +141,13 @@ def _best_shape(r: Request) -> costs.Shape:
 
 def _winograd(r: Request) -> tuple[Any, bool]:
     p = r.problem
-    rows = _lattices(r)[0][0]
     shape = costs.winograd_shapes().index(_best_shape(r))
-    part = _cpu.winograd_part(rows, r.isa, p.dtype == "float64", shape, r.relu, 4 * r.threads)
-    return _cpu.ConvPlan([part]), True
+    lattices = _lattices(r)[0]
+    if p.dilation != (1, 1, 1):
+        lattices = lattice.undilated(lattices[0], p.dilation)
+    tasks = -(-4 * r.threads // len(lattices))
+    parts = [_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, tasks) for part in lattices]
+    return _cpu.ConvPlan(parts, one_packing=True), True
 
 
 # ---- Channelwise (depthwise) -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ cdef extern from "fastconv.h" nogil:
         const int64_t *tap_w
         int64_t in_stride[5]
         int64_t out_stride[5]
-        int64_t out_offset
+        int64_t in_offset, out_offset
         int64_t w_stride[3]
         int is_double
         int gather

@@ -24,7 +24,7 @@ cdef class _Lattice:
             l.step[a], l.w_stride[a] = lattice.step[a], lattice.w_strides[a]
         for a in range(5):
             l.in_stride[a], l.out_stride[a] = lattice.in_strides[a], lattice.out_strides[a]
-        l.out_offset = lattice.out_offset
+        l.in_offset, l.out_offset = lattice.in_offset, lattice.out_offset
         l.is_double, l.gather = is_double, gather
         l.kernels = _table(isa, is_double)
 
@@ -132,7 +132,10 @@ def winograd_shapes():
 
 
 cdef class ConvPlan:
-    """Parts that write disjoint pieces of one output: forward pass, data gradient or transposed convolution."""
+    """Parts that write disjoint pieces of one output: forward pass, data gradient or transposed convolution.
+
+    With `one_packing`, all parts have the same taps, and the weights are packed once for all of them.
+    """
     cdef list parts
     cdef PartCalls *calls
     cdef size_t workspace
@@ -141,7 +144,7 @@ cdef class ConvPlan:
     cdef readonly int64_t packed_bytes
     cdef readonly tuple layout
 
-    def __cinit__(self, parts):
+    def __cinit__(self, parts, bint one_packing=False):
         cdef Part part
         cdef Py_ssize_t i
         self.parts = list(parts)
@@ -150,10 +153,13 @@ cdef class ConvPlan:
             raise MemoryError
         for i, part in enumerate(self.parts):
             self.calls[i] = part.calls
-            self.calls[i].packed_at = self.packed_bytes
             self.tasks += part.calls.tasks
-            self.pack_tasks += part.calls.pack_tasks
-            self.packed_bytes += (part.packed_bytes + 63) & ~63
+            if one_packing and i > 0:
+                self.calls[i].packed_at = self.calls[i].pack_tasks = 0
+            else:
+                self.calls[i].packed_at = self.packed_bytes
+                self.pack_tasks += part.calls.pack_tasks
+                self.packed_bytes += (part.packed_bytes + 63) & ~63
             self.workspace = max(self.workspace, <size_t>part.workspace_bytes)
         self.layout = tuple([(<Part>part).layout for part in self.parts])
 

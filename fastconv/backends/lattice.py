@@ -35,6 +35,7 @@ class Lattice(NamedTuple):
     tap_w: tuple[int, ...]
     in_strides: tuple[int, ...]
     out_strides: tuple[int, ...]
+    in_offset: int
     out_offset: int
     w_strides: tuple[int, int, int]
 
@@ -48,7 +49,7 @@ def forward(p: ConvProblem) -> Lattice:
         in_size=p.in_size, out_size=p.out_size, step=p.stride,
         tap_at=tuple(tuple(t * d - lo for t, d, lo in zip(tap, p.dilation, p.pad_lo, strict=True)) for tap in taps),
         tap_w=tuple(_dot(tap, p.w_strides[2:]) for tap in taps),
-        in_strides=p.x_strides, out_strides=p.y_strides, out_offset=0,
+        in_strides=p.x_strides, out_strides=p.y_strides, in_offset=0, out_offset=0,
         w_strides=(per_group * p.w_strides[0], p.w_strides[0], p.w_strides[1]))
 
 
@@ -69,11 +70,38 @@ def input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], bool]:
             tap_at=tuple(tuple(at for _, at in tap) for tap in taps),
             tap_w=tuple(_dot([t for t, _ in tap], p.w_strides[2:]) for tap in taps),
             in_strides=p.y_strides,
-            out_strides=(*p.x_strides[:2], *(s * x for s, x in zip(p.stride, p.x_strides[2:], strict=True))),
-            out_offset=_dot(first, p.x_strides[2:]),
+            out_strides=_times(p.x_strides, p.stride),
+            in_offset=0, out_offset=_dot(first, p.x_strides[2:]),
             w_strides=(per_group * p.w_strides[0], p.w_strides[1], p.w_strides[0])))
     covered = math.prod(len(phases) == min(s, n) for phases, s, n in zip(axes, p.stride, p.in_size, strict=True))
     return tuple(lattices), bool(covered)
+
+
+def undilated(lattice: Lattice, dilation: tuple[int, ...]) -> tuple[Lattice, ...]:
+    """A dilated lattice with step 1 as lattices that are not dilated: one for each residue of the output position.
+
+    With dilation 2, even outputs see only inputs of one parity, and odd outputs those of the other:
+
+        out  0   2   4        1   3   5
+        in   0   2   4   6    1   3   5   7
+    """
+    base = [min(axis) for axis in zip(*lattice.tap_at, strict=True)]
+    parts = []
+    for phase in itertools.product(*(range(min(d, n)) for d, n in zip(dilation, lattice.out_size, strict=True))):
+        shift, residue = zip(*(divmod(f + b, d) for f, b, d in zip(phase, base, dilation, strict=True)), strict=True)
+        parts.append(lattice._replace(
+            in_size=tuple(max(-(-(n - r) // d), 0) for n, r, d in zip(lattice.in_size, residue, dilation, strict=True)),
+            out_size=tuple(-(-(n - f) // d) for n, f, d in zip(lattice.out_size, phase, dilation, strict=True)),
+            tap_at=tuple(tuple((t - b) // d + s for t, b, d, s in zip(tap, base, dilation, shift, strict=True))
+                         for tap in lattice.tap_at),
+            in_strides=_times(lattice.in_strides, dilation), out_strides=_times(lattice.out_strides, dilation),
+            in_offset=lattice.in_offset + _dot(residue, lattice.in_strides[2:]),
+            out_offset=lattice.out_offset + _dot(phase, lattice.out_strides[2:])))
+    return tuple(parts)
+
+
+def _times(strides: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
+    return (*strides[:2], *(s * f for s, f in zip(strides[2:], factors, strict=True)))
 
 
 def _phases_of_axis(n: int, kernel: int, stride: int, dilation: int, pad: int) -> list[tuple[int, list[Any]]]:
