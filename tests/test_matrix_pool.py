@@ -74,6 +74,7 @@ POOLS = {
     "asymmetric padding": Pool((2, 4, 7, 19), 3, 2, ((0, 2), (1, 0))),
     "without padding in the divisor": Pool((1, 4, 7, 19), 3, 1, 1, include_pad=False),
     "ceil, without padding in the divisor": Pool((1, 4, 8, 20), 3, 2, 1, 1, True, False),
+    "windows of one element and two divisors": Pool((1, 2, 1), 8, 2, ((7, 5),), ceil_mode=True),
     "dilation 2": Pool((1, 9, 11, 37), 3, 1, 1, 2),
     "dilation 3, padding 1, stride 2": Pool((2, 3, 11, 29), 3, 2, 1, 3, True, False),
     "dilation above stride, much padding": Pool((1, 3, 9, 17), 5, 1, 2, 3),
