@@ -70,9 +70,7 @@ FC_INLINE mask load_positions(const lane *p, int64_t step) {
 
 FC_INLINE mask choose(mask a, mask b, mask m) { return (a & ~m) | (b & m); }
 
-/* x^p; the two exponents that are used without libm are exact. */
-FC_INLINE real power_of(real x, real p) { return p == 1 ? x : p == 2 ? x * x : POWER(x, p); }
-
+/* x^p; the two usual exponents need no libm. */
 FC_INLINE vec vpower(vec x, real p) {
     if (p == 1) return x;
     if (p == 2) return x * x;
