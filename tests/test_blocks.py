@@ -146,7 +146,7 @@ def test_dense_blocks_move_no_byte_for_concatenation(ndim, order, training, monk
 
 def test_gradients_of_dense_blocks_are_added_up_in_one_buffer(monkeypatch):
     """The gradient of every layer's output is a slice of one array, the first that a layer returned."""
-    block = blocks.DenseBlock(4, 4, 2, rng=0, **{"dtype": np.float64})
+    block = blocks.DenseBlock(4, 4, 2, rng=0, dtype=np.float64)
     gradients = []
     original = blocks.DenseLayer.forward
 
