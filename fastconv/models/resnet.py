@@ -85,11 +85,12 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     kit = Kit(ndim, dtype, rng)
     block, expansion, counts = BLOCKS[depth]
     channels = tuple(scaled(c, width) for c in CHANNELS)
+    pool: dict[str, Layer] = {}
     if stem == "large":
-        conv1, pool = kit.conv(in_channels, channels[0], 7, stride=2, padding=3, bias=False), [kit.max_pool(
-            3, 2, padding=1)]
+        conv1 = kit.conv(in_channels, channels[0], 7, stride=2, padding=3, bias=False)
+        pool["maxpool"] = kit.max_pool(3, 2, padding=1)
     else:
-        conv1, pool = kit.conv(in_channels, channels[0], 3, padding=1, bias=False), []
+        conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
     return _network(kit, conv1, pool, block, expansion, channels, counts, num_classes, residual)
 
 
@@ -124,13 +125,12 @@ def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *
     kit = Kit(ndim, dtype, rng)
     channels = tuple(scaled(c, width) for c in (16, 32, 64))
     conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
-    return _network(kit, conv1, [], basic_block, 1, channels, (blocks,) * 3, num_classes, residual)
+    return _network(kit, conv1, {}, basic_block, 1, channels, (blocks,) * 3, num_classes, residual)
 
 
-def _network(kit: Kit, conv1: Layer, pool: list[Any], block: Callable[..., Layer], expansion: int,
+def _network(kit: Kit, conv1: Layer, pool: dict[str, Layer], block: Callable[..., Layer], expansion: int,
              channels: tuple[int, ...], counts: tuple[int, ...], num_classes: int, residual: bool) -> Sequential:
-    layers: dict[str, Layer] = {"conv1": conv1, "bn1": kit.batch_norm(channels[0]), "relu": ReLU()}
-    layers |= {"maxpool": layer for layer in pool}
+    layers: dict[str, Layer] = {"conv1": conv1, "bn1": kit.batch_norm(channels[0]), "relu": ReLU(), **pool}
     before = channels[0]
     for number, (inside, count) in enumerate(zip(channels, counts, strict=True), 1):
         blocks = []

@@ -213,7 +213,8 @@ class DenseLayer(Sequential):
             norm1=kit.batch_norm(in_channels), relu1=ReLU(),
             conv1=kit.conv(in_channels, hidden, 1, bias=False),
             norm2=kit.batch_norm(hidden), relu2=ReLU())
-        super().__init__(dict(self.hidden.children()), conv2=self.conv, **({"dropout": self.dropout} if dropout else {}))
+        ending = {"conv2": self.conv} | ({"dropout": self.dropout} if dropout else {})
+        super().__init__(dict(self.hidden.children()), ending)
 
     def forward(self, x: Array, out: Array | None = None) -> tuple[Array, Backward]:
         """Run on `x` of shape (N, in_channels, \\*spatial), into `out` if given; see `Layer.forward`."""
