@@ -1,5 +1,7 @@
 """Blocks: values by a NumPy reference, gradients by difference quotients, in 2D and 3D and both memory orders."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy_nets import Reference
@@ -142,6 +144,19 @@ def test_dense_blocks_move_no_byte_for_concatenation(ndim, order, training, monk
         assert (address(read), read.shape[1], read.strides) == (address(y), channels, y.strides)
         assert (address(written), written.shape[1]) == (address(y) + channels * y.strides[1], 2)
         assert written.strides == y.strides
+
+
+def test_dense_blocks_need_their_output_and_two_temporaries():
+    """Block 3 of DenseNet-121, whose 24 concatenations would write 15 times its output."""
+    block = blocks.DenseBlock(256, 24, 32, rng=0)
+    x = np.random.default_rng(0).standard_normal((1, 256, 14, 14)).astype(np.float32)
+    block(x)  # packs the weights
+    tracemalloc.start()
+    y = block(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    normalised = y.nbytes * (1024 - 32) // 1024  # and once more behind the ReLU
+    assert peak < y.nbytes + 2 * normalised + 2**16
 
 
 def test_gradients_of_dense_blocks_are_added_up_in_one_buffer(monkeypatch):
