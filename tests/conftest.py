@@ -1,13 +1,19 @@
 """What ran: the tests of kernels count it, and the end of the session prints it."""
 
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
+
+import fastconv
 
 _COUNTS = pytest.StashKey[dict[str, Counter]]()
 
 
 def pytest_configure(config):
+    # Programs that tests start with -P take the fastconv that is tested, not the folder that they are started in.
+    os.environ["PYTHONPATH"] = str(Path(fastconv.__file__).parents[1])
     config.stash[_COUNTS] = {}
 
 

@@ -211,7 +211,7 @@ def measured():
     code = (f"import json, sys; sys.path.insert(0, {str(BENCH)!r}); import measure\n"
             "measure.BURST_SECONDS = measure.PAUSE_SECONDS = 0\n"
             "print(json.dumps({name: measure.measure(job) for name, job in json.load(sys.stdin).items()}))")
-    done = python("-c", code, text=json.dumps(jobs))
+    done = python("-P", "-c", code, text=json.dumps(jobs))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -182,7 +182,7 @@ def test_openmp_threads_do_not_spin_for_long(given, spins):
     environment |= {"OMP_DISPLAY_ENV": "verbose", **given}
     code = "import os, fastconv; print(os.environ.get('GOMP_SPINCOUNT'))"
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     if "GOMP_SPINCOUNT" not in result.stderr:
         pytest.skip("this build does not use GNU OpenMP")

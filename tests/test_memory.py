@@ -52,7 +52,7 @@ assert 16 * 27 * 133**3 * 4 > 4e9
 )
 def test_no_matrix_of_patches(op, order, algorithm, ran):
     """Where im2col would take 4 GB, less than 64 MB beside input and output are taken."""
-    command = [sys.executable, "-c", SCRIPT, op, order, algorithm]
+    command = [sys.executable, "-P", "-c", SCRIPT, op, order, algorithm]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     extra = int(result.stdout)
