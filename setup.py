@@ -48,6 +48,7 @@ C_FLAGS = [
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=fast",
+        "-fno-tree-loop-distribute-patterns",  # a call of memcpy takes longer than most of our runs
     ),
 ]
 

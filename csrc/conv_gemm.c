@@ -132,7 +132,10 @@ static int64_t cut(const fc_conv *p, const real *in, int64_t from, int64_t to, s
         strip *s = strips + n;
         s->pixel = pixel, s->count = count;
         s->regular = p->out_is_flat || at[2] + count <= row;
-        s->in = NULL, s->gathered = gathered + n * unit * p->chunk;
+        s->in = NULL;
+        s->gathered = gathered + (p->pixels_are_rows ? (pixel - from) * p->chunk
+                                  : p->by_rows       ? n * unit * p->chunk
+                                                     : pixel - from);
         const int whole = p->pixels_are_rows || count % k->vl == 0; /* vector loads must not run past the row */
         if (p->by_rows && whole && inside(p, at, count))
             s->in = in + at[0] * l->step[0] * l->in_stride[2] + at[1] * l->step[1] * l->in_stride[3] +
@@ -228,7 +231,7 @@ static void tile(const fc_conv *p, const strip *s, const real *packed, int64_t p
     } else {
         g.n = s->count;
         g.lda = lanes;
-        g.ldb = s->in ? l->in_stride[1] : k->nr;
+        g.ldb = s->in ? l->in_stride[1] : p->by_rows ? k->nr : p->max_strips * k->nr;
         k->gemm_col((int)channels, s->count > k->vl ? 2 : 1, &g);
     }
     if (!direct) scatter(p, s, spare, k->nr, channels, add, last, bias, to);
@@ -242,7 +245,8 @@ int FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_,
     const int64_t group = task / p->panel_blocks / p->blocks % l->groups;
     const int64_t image = task / p->panel_blocks / p->blocks / l->groups;
     const int64_t lanes = p->pixels_are_rows ? k->nr : k->mr, unit = p->pixels_are_rows ? k->mr : k->nr;
-    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0] + group * l->in_channels * l->in_stride[1];
+    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0] +
+                     group * l->in_channels * l->in_stride[1];
     const real *packed = (const real *)packed_ + group * p->panels * p->reduction * lanes;
     const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels : NULL;
     real *out = (real *)out_ + l->out_offset + image * l->out_stride[0] + group * l->out_channels * l->out_stride[1];
@@ -264,7 +268,13 @@ int FC_NAME(fc_conv_run)(const fc_conv *p, const void *in_, const void *packed_,
 
     for (int64_t chunk = 0; chunk < p->chunks; chunk++) {
         g.r0 = chunk * p->chunk, g.r1 = min64(g.r0 + p->chunk, p->reduction);
-        for (int64_t i = 0; i < n_strips && g.r0 < g.r1; i++) {
+        if (!p->by_rows && g.r0 < g.r1) { /* the whole block at once: the longer the runs, the better */
+            g.pixel = from, g.pixels = to - from;
+            g.ld = p->pixels_are_rows ? p->chunk : p->max_strips * k->nr;
+            g.width = g.ld;
+            (p->pixels_are_rows ? k->gather_rows : k->gather_panel)(&g, gathered);
+        }
+        for (int64_t i = 0; i < n_strips && p->by_rows && g.r0 < g.r1; i++) {
             if (strips[i].in) continue;
             g.pixel = strips[i].pixel, g.pixels = strips[i].count;
             g.ld = p->pixels_are_rows ? p->chunk : k->nr;

@@ -2,15 +2,18 @@
 #include "kernels.h"
 #include "simd.h"
 
+/* Most runs are shorter than a call of memcpy takes; setup.py keeps the compiler from making one of these loops. */
 FC_INLINE void FC_NAME(copy)(real *restrict to, const real *restrict from, int64_t n, int64_t stride) {
+    int64_t i = 0;
     if (stride == 1)
-        for (int64_t i = 0; i < n; i++) to[i] = from[i];
-    else
-        for (int64_t i = 0; i < n; i++) to[i] = from[i * stride];
+        for (; i + VL <= n; i += VL) vstore(to + i, vload(from + i));
+    for (; i < n; i++) to[i] = from[i * stride];
 }
 
 FC_INLINE void FC_NAME(zero)(real *to, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = 0;
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) vstore(to + i, (vec){0});
+    for (; i < n; i++) to[i] = 0;
 }
 
 /* The element offset of the input row under one tap for the output row (d, h), or -1 if it lies in the padding.
@@ -56,8 +59,12 @@ FC_INLINE void FC_NAME(gather_segment)(const fc_gather *g, int64_t d, int64_t h,
         const int64_t x = w * g->step[2] + at[2];
         int64_t row, low = 0, high = 0; /* lanes [low, high) of the segment lie inside the input */
         if (FC_NAME(input_row)(g, at, d, h, &row) && x < g->in_size[2]) {
-            low = x < 0 ? (-x + g->step[2] - 1) / g->step[2] : 0;
-            high = (g->in_size[2] - 1 - x) / g->step[2] + 1;
+            low = x < 0 ? -x : 0;
+            high = g->in_size[2] - x;
+            if (g->step[2] != 1) { /* a division costs as much as copying several vectors */
+                low = (low + g->step[2] - 1) / g->step[2];
+                high = (high - 1) / g->step[2] + 1;
+            }
             if (low > count) low = count;
             if (high > count) high = count;
             if (high < low) high = low;

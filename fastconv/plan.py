@@ -198,8 +198,10 @@ def _direct_declines(r: Request) -> Verdict:
         return f"rows of {width} pixels are too short for tiles of {rows} pixels"
     if by_pixels and x[1] != 1:
         return f"its channels have stride {x[1]}, so every patch has to be gathered"
-    if not by_pixels and width < columns:
-        return f"rows of {width} pixels are too short for tiles of {columns} pixels"
+    if not by_pixels and width < 4 * columns and p.taps > 1:
+        return f"rows of {width} pixels have too few inner tiles of {columns} pixels"
+    if not by_pixels and channels < rows:
+        return f"{channels} channels per tap are too short a run of products"
     return None
 
 
