@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,9 @@ import pytest
 from fastconv.backends import _cpu
 
 KERNEL_TESTS = ("test_matrix_conv.py", "test_matrix_pool.py")
+
+# Where CI is not set: the tests that draw shapes around the tiles, and indices that point anywhere.
+QUICK = "around_tiles or random_pool or index_out_of_range or broadcast"
 
 SANITIZED = {"FASTCONV_SANITIZE": "address,undefined"}
 
@@ -72,12 +76,14 @@ def test_kernels_are_clean(tmp_path: Path) -> None:
 
     # one table is enough: they are one source, and it reads and writes by the same rules
     tests = [str(building.ROOT / "tests" / name) for name in KERNEL_TESTS]
-    settings = ["-q", "-p", "no:cacheprovider", "-c", str(building.ROOT / "pyproject.toml"), "-k", _cpu.default_isa()]
+    everything = os.environ.get("CI", "") not in ("", "0", "false")
+    selection = _cpu.default_isa() if everything else f"{_cpu.default_isa()} and ({QUICK})"
+    settings = ["-q", "-p", "no:cacheprovider", "-c", str(building.ROOT / "pyproject.toml"), "-k", selection]
     done = run_sanitized(["-m", "pytest", *settings, *tests], tmp_path, lib)
     assert "AddressSanitizer" not in done.stdout, done.stdout[-8000:]
     assert "runtime error" not in done.stdout, done.stdout[-8000:]
     assert done.returncode == 0, done.stdout[-8000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed.group(1)) > 300
+    assert int(passed.group(1)) > (300 if everything else 10)
     print(passed.group(0), "under", SANITIZED["FASTCONV_SANITIZE"])
