@@ -21,7 +21,7 @@ def _isas_under_cap():
     while fc_isa_name(i) != NULL:
         names.append((<bytes>fc_isa_name(i)).decode())
         i += 1
-    cap = os.environ.get("FASTCONV_CPU")
+    cap = os.environ.get("FASTCONV_CPU") or None  # set to nothing is not set
     if cap is not None and cap not in names:
         raise ValueError(f"FASTCONV_CPU is {cap!r}, but on this machine one of {', '.join(names)} is needed. "
                          "Hint: unset it to use the best")
