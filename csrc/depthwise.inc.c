@@ -48,24 +48,36 @@ static void depthwise_pixels(const fc_depthwise *g) {
         FC_NAME(depthwise_body)(1, g);
 }
 
-static void depthwise_row(const fc_depthwise *g) {
-    const real bias = g->bias ? *g->bias : 0;
-    enum { M = 4 };
-    for (int64_t i = 0; i < g->pixels; i += M * VL) {
-        vec acc[M];
-        FC_UNROLL for (int j = 0; j < M; j++) acc[j] = (vec){0};
-        for (int64_t t = 0; t < g->n_taps; t++) {
-            const real w = g->w[t], *x = g->taps[t] + i;
-            FC_UNROLL for (int j = 0; j < M; j++) acc[j] += w * vload(x + j * VL);
-        }
-        FC_UNROLL for (int j = 0; j < M; j++) {
-            if (g->bias) acc[j] += bias;
-            if (g->relu) acc[j] = vrelu(acc[j]);
-        }
-        const int64_t left = g->pixels - i;
-        if (left >= M * VL && g->out_step == 1)
-            FC_UNROLL for (int j = 0; j < M; j++) vstore(g->out + i + j * VL, acc[j]);
-        else
-            for (int64_t j = 0; j < left && j < M * VL; j++) g->out[(i + j) * g->out_step] = acc[j / VL][j % VL];
+/* m vectors of pixels from pixel i on; the last one may reach past the row. */
+FC_INLINE void FC_NAME(depthwise_run)(const int m, const fc_depthwise *g, int64_t i) {
+    vec acc[4];
+    FC_UNROLL for (int j = 0; j < m; j++) acc[j] = (vec){0};
+    for (int64_t t = 0; t < g->n_taps; t++) {
+        const real w = g->w[t], *x = g->taps[t] + i;
+        FC_UNROLL for (int j = 0; j < m; j++) acc[j] += w * vload(x + j * VL);
     }
+    FC_UNROLL for (int j = 0; j < m; j++) {
+        if (g->bias) acc[j] += *g->bias;
+        if (g->relu) acc[j] = vrelu(acc[j]);
+        const int64_t left = g->pixels - i - j * VL;
+        real *out = g->out + (i + j * VL) * g->out_step;
+        if (left >= VL && g->out_step == 1)
+            vstore(out, acc[j]);
+        else
+            for (int l = 0; l < VL && l < left; l++) out[l * g->out_step] = acc[j][l];
+    }
+}
+
+static void depthwise_row(const fc_depthwise *g) {
+    int64_t i = 0;
+    for (; i + 4 * VL <= g->pixels; i += 4 * VL) FC_NAME(depthwise_run)(4, g, i);
+    const int64_t vectors = (g->pixels - i + VL - 1) / VL;
+    if (vectors == 4)
+        FC_NAME(depthwise_run)(4, g, i);
+    else if (vectors == 3)
+        FC_NAME(depthwise_run)(3, g, i);
+    else if (vectors == 2)
+        FC_NAME(depthwise_run)(2, g, i);
+    else if (vectors == 1)
+        FC_NAME(depthwise_run)(1, g, i);
 }
