@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "fastconv.h"
+
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -15,6 +17,27 @@ static inline void *take(char **workspace, int64_t bytes) {
     void *p = *workspace;
     *workspace += align64(bytes);
     return p;
+}
+
+/* Joins an axis to the one inside it where neither the input nor the output can tell: a 1x1 convolution sees one long
+ * row of pixels. */
+static inline void flatten(fc_lattice *l) {
+    if (l->taps != 1 || l->tap_at[0] || l->tap_at[1] || l->tap_at[2]) return;
+    for (int a = 0; a < 3; a++)
+        if (l->step[a] != 1 || l->in_size[a] != l->out_size[a]) return;
+    for (int a = 1; a >= 0; a--) {
+        const int64_t n = l->in_size[2];
+        if (l->in_size[a] != 1 &&
+            (l->in_stride[a + 2] != n * l->in_stride[4] || l->out_stride[a + 2] != n * l->out_stride[4]))
+            return;
+        l->in_size[2] *= l->in_size[a], l->out_size[2] *= l->out_size[a];
+        l->in_size[a] = l->out_size[a] = 1;
+    }
+    const int64_t n = l->in_size[2];
+    if (l->in_stride[0] == n * l->in_stride[4] && l->out_stride[0] == n * l->out_stride[4] && l->batch > 0) {
+        l->in_size[2] *= l->batch, l->out_size[2] *= l->batch;
+        l->batch = 1;
+    }
 }
 
 #endif

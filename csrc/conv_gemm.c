@@ -17,27 +17,6 @@ typedef struct {
 /* Budget of the packed operand that stays in L1 while strips pass by, and of the gathered patches in L2. */
 enum { PANEL_BYTES = 24 * 1024, GATHER_BYTES = 128 * 1024, MIN_TASKS = 16 };
 
-/* Joins an axis to the one inside it where neither the input nor the output can tell: a 1x1 convolution sees one long
- * row of pixels. */
-static void flatten(fc_lattice *l) {
-    if (l->taps != 1 || l->tap_at[0] || l->tap_at[1] || l->tap_at[2]) return;
-    for (int a = 0; a < 3; a++)
-        if (l->step[a] != 1 || l->in_size[a] != l->out_size[a]) return;
-    for (int a = 1; a >= 0; a--) {
-        const int64_t n = l->in_size[2];
-        if (l->in_size[a] != 1 &&
-            (l->in_stride[a + 2] != n * l->in_stride[4] || l->out_stride[a + 2] != n * l->out_stride[4]))
-            return;
-        l->in_size[2] *= l->in_size[a], l->out_size[2] *= l->out_size[a];
-        l->in_size[a] = l->out_size[a] = 1;
-    }
-    const int64_t n = l->in_size[2];
-    if (l->in_stride[0] == n * l->in_stride[4] && l->out_stride[0] == n * l->out_stride[4] && l->batch > 0) {
-        l->in_size[2] *= l->batch, l->out_size[2] *= l->batch;
-        l->batch = 1;
-    }
-}
-
 void FC_NAME(fc_conv_block)(fc_conv *p) {
     fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;

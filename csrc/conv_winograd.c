@@ -6,9 +6,9 @@
 #include "fastconv.h"
 #include "kernels.h"
 
-/* Budget of the transformed input of a task, which is read once for each panel of weights; pixels of a run that is
- * transposed at a time; terms of one partial sum. */
-enum { INPUT_BYTES = 320 * 1024, CHUNK = 256, MIN_TILES_WIDE = 24, MANY_CHANNELS = 256 };
+/* Budget of the transformed input and products of a task, which stay in L2; least tiles for that each panel of weights is
+ * read, more where the weights come from far away; terms of one partial sum. */
+enum { BLOCK_BYTES = 416 * 1024, MIN_TILES = 12, MIN_TILES_WIDE = 24, MANY_CHANNELS = 256, CHUNK = 256 };
 
 static const struct {
     int points[3], outputs[3], taps;
@@ -38,8 +38,8 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
      * 2 KB, so that points and tiles do not all fall into the same few sets of L1. */
     p->ldv = ceil_div(l->in_channels, k->vl) * k->vl;
     if (p->ldv * (int64_t)sizeof(real) % 2048 == 0) p->ldv += 64 / (int64_t)sizeof(real);
-    int64_t block = INPUT_BYTES / (int64_t)sizeof(real) / points / p->ldv / k->mr * k->mr;
-    block = max64(block, l->in_channels >= MANY_CHANNELS ? ceil_div(MIN_TILES_WIDE, k->mr) * k->mr : 2 * k->mr);
+    int64_t block = BLOCK_BYTES / (int64_t)sizeof(real) / points / (p->ldv + k->nr) / k->mr * k->mr;
+    block = max64(block, ceil_div(l->in_channels >= MANY_CHANNELS ? MIN_TILES_WIDE : MIN_TILES, k->mr) * k->mr);
     p->block_tiles = max64(min64(block, tiles), 1);
     p->blocks = ceil_div(tiles, p->block_tiles);
     p->block_tiles = max64(ceil_div(tiles, max64(p->blocks, 1)), 1);
@@ -144,7 +144,7 @@ static void input_any(const fc_wino *p, const real *in, int64_t from, int64_t to
                     memset(row, 0, (size_t)(low * k->vl) * sizeof(real));
                     k->channels_in(image + iz * l->in_stride[2] + iy * l->in_stride[3] + (x + low) * l->in_stride[4] +
                                        c * l->in_stride[1],
-                                   l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low, row + low * k->vl);
+                                   l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low, row + low * k->vl, k->vl);
                     memset(row + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
                 }
             g.stride[2] = k->vl, g.stride[1] = width * k->vl, g.stride[0] = points[1] * g.stride[1];
@@ -213,7 +213,7 @@ static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, in
             }
             for (int64_t z = 0; z < count[0]; z++)
                 for (int64_t y = 0; y < count[1]; y++)
-                    k->channels_out(stage + (z * outputs[1] + y) * width * k->vl, channels - c,
+                    k->channels_out(stage + (z * outputs[1] + y) * width * k->vl, k->vl, channels - c,
                                     min64(width, l->out_size[2] - at[2]),
                                     image + z * l->out_stride[2] + y * l->out_stride[3] + c * l->out_stride[1],
                                     l->out_stride[1], l->out_stride[4]);

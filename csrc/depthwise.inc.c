@@ -1,74 +1,196 @@
-/* Convolution of every channel by itself: no reduction over channels, so lanes are channels (NHWC) or pixels (NCHW). */
+/* Convolution of groups of few channels: lanes are channels of several groups (NHWC), or pixels (NCHW).
+ *
+ * A tile is ROWS x COLS pixels times one vector of channels.  Each input vector is loaded once for all taps and outputs that
+ * meet it; with 3 x 3 taps and 2 x 4 pixels, 24 loads of inputs serve 72 multiply-adds:
+ *
+ *      input        . . . . . .      first line: taps of row 0 for the upper outputs
+ *                   . . . . . .      row 1 for the upper, row 0 for the lower
+ *                   . . . . . .      row 2 for the upper, row 1 for the lower
+ *                   . . . . . .      row 2 for the lower
+ *
+ * Taps are added in row-major order, in every tile and at every edge. */
 #include "kernels.h"
 #include "simd.h"
 
-/* m pixels x v channel vectors in registers; per tap v loads of weights, m * v loads of the input. */
-FC_INLINE void FC_NAME(depthwise_tile)(const int m, const int v, const fc_depthwise *g, int64_t c, const real *w) {
-    vec acc[4][2];
-    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = (vec){0};
-    for (int64_t t = 0; t < g->n_taps; t++, w += 2 * VL) {
-        const real *x = g->taps[t] + c;
-        vec wv[2];
-        FC_UNROLL for (int j = 0; j < v; j++) wv[j] = vload(w + j * VL);
-        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
-            acc[i][j] += vload(x + i * g->in_step + j * VL) * wv[j];
+enum { ROWS = 2, COLS = 4 };
+
+/* v[at[0]], v[at[1]], ... */
+FC_INLINE vec FC_NAME(pick)(vec v, mask at) {
+#ifdef __clang__ /* has no shuffle by a computed mask */
+    vec r;
+    for (int l = 0; l < VL; l++) r[l] = v[at[l] & (VL - 1)];
+    return r;
+#else
+    return __builtin_shuffle(v, at);
+#endif
+}
+
+/* One block of lanes of a strip. */
+typedef struct {
+    int64_t in, out; /* first channel that is loaded, and first that is written */
+    mask pick;       /* which of the loaded channels each lane needs, of the first channel of its group */
+    const real *w;
+} FC_NAME(lanes);
+
+/* The input at a column, zeros outside.  A choice of pointers, not of values: around a choice of values, compilers place
+ * multiplications and additions such that they no longer fuse, and edges would be rounded differently. */
+FC_INLINE vec FC_NAME(input_at)(const int anywhere, const fc_depthwise *g, const fc_line *line, const real *at,
+                                int64_t offset, int64_t column) {
+    const real *from = at + offset * line->step;
+    if (anywhere) from = (uint64_t)(column + offset) < (uint64_t)g->columns ? from : g->zeros;
+    return vload(from);
+}
+
+/* Adds one line of inputs to the outputs of rows [row, row_end), under the taps at w[row].  width 0: any number of taps at
+ * any spacing. */
+FC_INLINE void FC_NAME(depthwise_line)(const int width, const int step, const int anywhere, const int picked,
+                                       const int row, const int row_end, const fc_depthwise *g, const fc_line *line,
+                                       int64_t column, const FC_NAME(lanes) * b, const real *upper, const real *lower,
+                                       vec acc[ROWS][COLS]) {
+    const real *at = line->at + column * line->step + b->in;
+    const real *w[ROWS] = {upper, lower};
+    for (int64_t c = 0; c < (picked ? g->group : 1); c++) {
+        const mask lanes = picked ? b->pick + (lane)c : b->pick;
+        if (width) {
+            vec weights[ROWS][7];
+    FC_UNROLL for (int r = row; r < row_end; r++)
+                FC_UNROLL for (int t = 0; t < width; t++) weights[r][t] = vload(w[r] + t * VL);
+            FC_UNROLL for (int j = 0; j < (COLS - 1) * step + width; j++) {
+                vec x = FC_NAME(input_at)(anywhere, g, line, at, j, column);
+                if (picked) x = FC_NAME(pick)(x, lanes);
+                FC_UNROLL for (int r = row; r < row_end; r++)
+                    FC_UNROLL for (int t = 0; t < width; t++) {
+                        const int i = (j - t) / step;
+                        if (j >= t && (j - t) % step == 0 && i < COLS) acc[r][i] += x * weights[r][t];
+                    }
+            }
+        } else
+            for (int64_t t = 0; t < g->width; t++)
+                FC_UNROLL for (int i = 0; i < COLS; i++) {
+                    vec x = FC_NAME(input_at)(anywhere, g, line, at, i * g->step + t * g->spacing, column);
+                    if (picked) x = FC_NAME(pick)(x, lanes);
+                    FC_UNROLL for (int r = row; r < row_end; r++) acc[r][i] += x * vload(w[r] + t * VL);
+                }
+        FC_UNROLL for (int r = row; r < row_end; r++) w[r] += g->width * VL;
     }
-    FC_UNROLL for (int j = 0; j < v; j++) {
-        const vec bias = g->bias ? vload(g->bias + c + j * VL) : (vec){0};
-        FC_UNROLL for (int i = 0; i < m; i++) {
-            if (g->bias) acc[i][j] += bias;
-            if (g->relu) acc[i][j] = vrelu(acc[i][j]);
-            vstore(g->out + i * g->out_step + c + j * VL, acc[i][j]);
+}
+
+/* COLS outputs of one or two rows, from output u on; `anywhere` is for tiles that touch the padding or have fewer. */
+FC_INLINE void FC_NAME(depthwise_tile)(const int width, const int step, const int anywhere, const int picked,
+                                       const fc_depthwise *g, int64_t u, const FC_NAME(lanes) * b) {
+    const int64_t w_row = g->width * (picked ? g->group : 1) * VL;
+    const int64_t column = u * g->step + g->first;
+    vec acc[ROWS][COLS];
+    FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < COLS; i++) acc[r][i] = (vec){0};
+    const fc_line *line = g->lines;
+    const real *w = b->w;
+#define FC_LINE(row, row_end) \
+    FC_NAME(depthwise_line)(width, step, anywhere, picked, row, row_end, g, line++, column, b, w, w - w_row, acc)
+    for (int64_t slice = 0; slice < g->slices; slice++)
+        for (int64_t i = 0; i < g->height + g->second; i++) {
+            if (i == g->height)
+                FC_LINE(1, 2);
+            else if (i > 0 && g->second)
+                FC_LINE(0, 2);
+            else
+                FC_LINE(0, 1);
+            if (i < g->height) w += w_row;
+        }
+#undef FC_LINE
+    const int64_t lanes = anywhere ? g->out_lanes : VL, count = anywhere ? lesser(g->to - u, COLS) : COLS;
+    if (g->bias) {
+        const vec bias = load_lanes(g->bias + b->out, 1, lanes);
+        FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < COLS; i++) acc[r][i] += bias;
+    }
+    if (g->relu)
+        FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < COLS; i++) acc[r][i] = vrelu(acc[r][i]);
+    FC_UNROLL for (int r = 0; r < ROWS; r++) {
+        real *to = g->out[r] + u * g->out_step + b->out;
+        if (r == 0 || g->second)
+            FC_UNROLL for (int i = 0; i < COLS; i++) if (i < count)
+                store_few(to + i * g->out_step, 1, lanes, acc[r][i]);
+    }
+}
+
+/* Tiles at edges of any width, out of line: once for all strips. */
+static __attribute__((noinline)) void FC_NAME(edge_tile)(const fc_depthwise *g, int64_t u, const FC_NAME(lanes) * b) {
+    FC_NAME(depthwise_tile)(0, 0, 1, 0, g, u, b);
+}
+static __attribute__((noinline)) void FC_NAME(picked_edge_tile)(const fc_depthwise *g, int64_t u,
+                                                                const FC_NAME(lanes) * b) {
+    FC_NAME(depthwise_tile)(0, 0, 1, 1, g, u, b);
+}
+
+FC_INLINE void FC_NAME(depthwise_strip)(const int width, const int edge_width, const int step, const int picked,
+                                        const fc_depthwise *strip) {
+    const fc_depthwise copy = *strip, *g = &copy; /* which no store can change */
+    FC_NAME(lanes) b = {.pick = {0}};
+    mask pick = {0};
+    if (picked) memcpy(&pick, g->pick, sizeof pick);
+    for (int64_t next = g->from; next < g->to; next += COLS) {
+        const int64_t u = next + COLS > g->to && g->to - COLS >= g->from ? g->to - COLS : next;
+        const int64_t column = u * g->step + g->first;
+        const int inside = column >= 0 && u + COLS <= g->to &&
+                           column + (COLS - 1) * g->step + (g->width - 1) * g->spacing < g->columns;
+        b.w = g->w;
+        for (int64_t i = g->block; i < g->block_end; i++, b.w += g->slices * g->height * g->group * g->width * VL) {
+            const int64_t group = lesser(i * g->block_groups, g->groups - g->block_groups);
+            b.out = group * g->group_out;
+            b.in = group * g->group;
+            if (picked) {
+                /* vectors must not run past the channels: start earlier, and pick from there */
+                const int64_t start = b.in;
+                b.in = lesser(start, g->in_channels - VL);
+                b.pick = pick + (lane)(start - b.in);
+            }
+            /* What a short block writes beyond its lanes, later ones write again. */
+            if (inside && b.out + VL <= g->out_channels)
+                FC_NAME(depthwise_tile)(width, step, 0, picked, g, u, &b);
+            else if (edge_width)
+                FC_NAME(depthwise_tile)(edge_width, step, 1, picked, g, u, &b);
+            else if (picked)
+                FC_NAME(picked_edge_tile)(strip, u, &b);
+            else
+                FC_NAME(edge_tile)(strip, u, &b);
         }
     }
 }
 
-FC_INLINE void FC_NAME(depthwise_body)(const int m, const fc_depthwise *g) {
-    const real *w = g->w;
-    int64_t c = 0;
-    for (; c + 2 * VL <= g->channels; c += 2 * VL, w += g->n_taps * 2 * VL) FC_NAME(depthwise_tile)(m, 2, g, c, w);
-    if (c + VL <= g->channels) {
-        FC_NAME(depthwise_tile)(m, 1, g, c, w);
-        c += VL, w += VL;
-    }
-    for (; c < g->channels; c++, w++)
-        for (int i = 0; i < m; i++) {
-            real s = 0;
-            for (int64_t t = 0; t < g->n_taps; t++) s += g->taps[t][c + i * g->in_step] * w[t * 2 * VL];
-            if (g->bias) s += g->bias[c];
-            if (g->relu && s < 0) s = 0;
-            g->out[i * g->out_step + c] = s;
-        }
-}
-
-static void depthwise_pixels(const fc_depthwise *g) {
-    if (g->pixels == 4)
-        FC_NAME(depthwise_body)(4, g);
+/* The usual widths are unrolled, which takes long to compile: for one scalar type, and at edges for the width whose maps
+ * are small. */
+static void depthwise_channels(const fc_depthwise *g) {
+    const int64_t width = sizeof(real) == sizeof(float) && g->step == 1 ? g->width : 0;
+    if (g->pick && width == 3)
+        FC_NAME(depthwise_strip)(3, 0, 1, 1, g);
+    else if (g->pick)
+        FC_NAME(depthwise_strip)(0, 0, 0, 1, g);
+    else if (width == 3)
+        FC_NAME(depthwise_strip)(3, 3, 1, 0, g);
+    else if (width == 5)
+        FC_NAME(depthwise_strip)(5, 0, 1, 0, g);
+    else if (width == 7)
+        FC_NAME(depthwise_strip)(7, 0, 1, 0, g);
     else
-        FC_NAME(depthwise_body)(1, g);
+        FC_NAME(depthwise_strip)(0, 0, 0, 0, g);
 }
 
 /* m vectors of pixels from pixel i on; the last one may reach past the row. */
-FC_INLINE void FC_NAME(depthwise_run)(const int m, const fc_depthwise *g, int64_t i) {
+FC_INLINE void FC_NAME(depthwise_run)(const int m, const fc_depthwise_row *g, int64_t i) {
     vec acc[4];
     FC_UNROLL for (int j = 0; j < m; j++) acc[j] = (vec){0};
     for (int64_t t = 0; t < g->n_taps; t++) {
-        const real w = g->w[t], *x = g->taps[t] + i;
+        const real w = g->w[t * g->w_step], *x = g->taps[t] + i;
         FC_UNROLL for (int j = 0; j < m; j++) acc[j] += w * vload(x + j * VL);
     }
     FC_UNROLL for (int j = 0; j < m; j++) {
         if (g->bias) acc[j] += *g->bias;
         if (g->relu) acc[j] = vrelu(acc[j]);
         const int64_t left = g->pixels - i - j * VL;
-        real *out = g->out + (i + j * VL) * g->out_step;
-        if (left >= VL && g->out_step == 1)
-            vstore(out, acc[j]);
-        else
-            for (int l = 0; l < VL && l < left; l++) out[l * g->out_step] = acc[j][l];
+        if (left > 0) store_lanes(g->out + (i + j * VL) * g->out_step, g->out_step, lesser(left, VL), acc[j]);
     }
 }
 
-static void depthwise_row(const fc_depthwise *g) {
+static void depthwise_row(const fc_depthwise_row *g) {
     int64_t i = 0;
     for (; i + 4 * VL <= g->pixels; i += 4 * VL) FC_NAME(depthwise_run)(4, g, i);
     const int64_t vectors = (g->pixels - i + VL - 1) / VL;

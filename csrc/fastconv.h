@@ -84,6 +84,36 @@ void fc_conv_pack(const fc_conv *p, const void *w, void *packed, int64_t task);
 int fc_conv_run(const fc_conv *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                 int64_t task);
 
+/* The same from rows of the input, as they lie there or in a padded copy of those that a box of outputs needs:
+ *
+ *      input          copy, in L2: channels contiguous,        products with packed weights [r][nr], tiles of
+ *      any strides    padding zero, only rows that a tap       mr pixels of a row x nr channels, one term per tap
+ *                     of the box meets                         (taps that lie side by side in memory are one)
+ *
+ * Outputs whose channels are not contiguous are transposed from a buffer.  A task is a box of outputs of one image and
+ * group times a range of weight panels.  Taps that meet nothing but padding are left out if the weights are finite. */
+typedef struct {
+    fc_lattice l;
+    int relu;
+    int staged;              /* whether rows are copied */
+    int64_t min_tasks;       /* cut smaller boxes and ranges until there are as many tasks; changes no result */
+    int64_t low[3], span[3]; /* input position of the lowest tap for output 0; positions that taps span */
+    int64_t spacing[3];      /* between taps */
+    int skip_along_rows;     /* whether padding is so wide that a tap can miss a tile */
+    int64_t box[3], boxes[3];
+    int64_t pitch; /* elements between pixels of the copy */
+    int64_t reduction, chunk, chunks;
+    int64_t panels, panels_per_task, panel_blocks;
+    int64_t stage, products; /* elements of the copy and of the buffer */
+    int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
+} fc_direct;
+
+/* Fills in the blocking from `l`, `relu` and `min_tasks`. */
+void fc_direct_block(fc_direct *p);
+void fc_direct_pack(const fc_direct *p, const void *w, void *packed, int64_t task);
+int fc_direct_run(const fc_direct *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+                  int64_t task);
+
 /* The same by Winograd's minimal filtering, for lattices with step 1 whose taps fill a 3, 5, 3x3, 5x5 or 3x3x3 box.
  *
  * A task takes a block of output tiles (of all images of the batch) and a range of panels of nr out channels:
@@ -114,22 +144,31 @@ int fc_wino_run(const fc_wino *p, const void *in, const void *packed, const void
 /* Row `index` of winograd.def: its name, outputs per tile and points along each axis, taps; null past the end. */
 const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps);
 
-/* Lattices of groups with one input and one output channel each.
+/* Lattices of groups of few channels.  A block is as many groups as a vector holds.
  *
- *   channels contiguous (NHWC): a task is a few rows of pixels of one image, all channels; patches are read in place,
- *       taps in the padding from a row of zeros
- *   else (NCHW): a task is a few channels of one image; the rows under an output row are copied, padded, and dealt out by their
- *       column modulo step, so that the inputs of neighbouring pixels under one tap lie side by side:
+ *   FC_BY_CHANNELS (NHWC)  a task is a few rows of pixels of one image, all channels; patches are read in place, taps in
+ *                          the padding from a row of zeros
+ *   FC_BY_BLOCKS (NCHW)    a task is a few rows of one block, copied to [pixel][channel] and back
+ *   FC_BY_PIXELS (NCHW)    long rows of groups of one channel: a task is a few channels of one image; the rows under an
+ *                          output row are copied, padded, and dealt out by their column modulo step, so that the inputs
+ *                          of neighbouring pixels under one tap lie side by side:
  *
  *           step 2:  x0 x1 x2 x3 x4 x5 ..   ->   x0 x2 x4 .. | x1 x3 x5 ..  */
+enum { FC_BY_CHANNELS, FC_BY_BLOCKS, FC_BY_PIXELS };
+
 typedef struct {
     fc_lattice l;
     int relu;
-    int by_channels;
-    int64_t first[3], extent[3]; /* input position of the lowest tap for output 0; positions that taps span */
-    int64_t band, bands;         /* NHWC: output rows (depth x height) of a task; NCHW: channels of a task */
-    int64_t zeros;               /* NHWC: elements that stand for the padding */
-    int64_t deal, row, slots;    /* NCHW: elements of a row dealt out for one residue, of all; rows that are held */
+    int form, picked;             /* picked: groups have several channels */
+    int64_t count[3], spacing[3]; /* the box of taps, ascending along each axis */
+    int flipped[3];               /* whether the taps of the lattice descend */
+    int64_t first[3], extent[3];  /* input position of the lowest tap for output 0; positions that taps span */
+    int64_t block_groups, blocks; /* groups of a block */
+    int64_t band, bands;          /* output rows of a task; by pixels: channels of a task */
+    int64_t columns, segments;    /* output columns of a task */
+    int64_t zeros;                /* elements that stand for the padding */
+    int64_t held[2], slice;       /* by blocks: rows and columns of input that are held, elements of a slice */
+    int64_t deal, row, slots;     /* by pixels: elements of a row for one residue, of all; rows that are held */
     int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
 } fc_channelwise;
 

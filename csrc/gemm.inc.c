@@ -25,8 +25,8 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
 
     const int64_t lda = g->lda, ldb = g->ldb;
     for (int64_t t = 0; t < g->n_terms; t++) {
-        const real *restrict a = g->terms[t].a;
-        const real *restrict b = g->terms[t].b;
+        const real *restrict a = g->terms[t].a + g->a_shift;
+        const real *restrict b = g->terms[t].b + g->b_shift;
         for (int64_t k = g->terms[t].k; k > 0; k--) {
             vec bv[2];
             FC_UNROLL for (int j = 0; j < v; j++) bv[j] = vload(b + j * VL);

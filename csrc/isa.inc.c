@@ -2,8 +2,8 @@
 #include "depthwise.inc.c"
 #include "gather.inc.c"
 #include "gemm.inc.c"
-#include "pool.inc.c"
 #include "transpose.inc.c"
+#include "pool.inc.c"
 #include "winograd.inc.c"
 
 #define FC_GLUE3(a, b, c) a##_##b##_##c

@@ -21,12 +21,14 @@ typedef struct {
  *      B[k][j] at b[k * ldb + j]: all vectors * vl lanes are read, so a short panel must be padded
  *      A[i][k] at a[i * lda + k] (gemm_row) or a[i + k * lda] (gemm_col)
  *      C[i][j] at c[i * ldc + j]: only the n valid columns are touched
+ *      a and b of each term count from a_shift and b_shift, so that a list of terms can serve many tiles
  *
  * The sum of one call is kept in registers and added to C at the end: the chunks of a long reduction are added like
  * partial sums.  Epilogue, in this order: + bias_col[j], + bias_row[i], max(., 0); null or 0 leaves a step out. */
 typedef struct {
     const fc_term *terms;
     int64_t n_terms;
+    int64_t a_shift, b_shift;
     int64_t lda, ldb, ldc;
     real *c;
     int64_t n;
@@ -112,21 +114,45 @@ typedef struct {
 } FC_NAME(fc_wino_weights);
 #define fc_wino_weights FC_NAME(fc_wino_weights)
 
-/* Depthwise convolution of a few pixels or of a row.  taps[t] points to the input under tap t for the first pixel (or
- * to zeros, for a tap in the padding).
- *
- *      depthwise_pixels: 1 or 4 pixels of all channels, which are contiguous; pixels lie in_step and out_step apart;
- *                        w[block of 2 * vl channels][tap][2 * vl]; one bias for each channel
- *      depthwise_row:    `pixels` pixels of one channel, whose inputs are contiguous under each tap and can be read up
- *                        to 4 * vl elements past the end; w[tap]; one bias */
+/* An input row: column x at at[x * step]; step 0 is a row of zeros. */
 typedef struct {
-    const real *const *taps;
-    int64_t n_taps, pixels, channels, in_step, out_step;
+    const real *at;
+    int64_t step;
+} FC_NAME(fc_line);
+#define fc_line FC_NAME(fc_line)
+
+/* Convolution in groups of few channels, which are contiguous and at least vl in all: outputs [from, to) of one row, or of two (`second`), for a
+ * range of blocks.  A block is block_groups groups, at most vl channels; the last one begins where it is as long as the
+ * others.  Taps are slices x height x width; tap t of output u is in column u * step + first + t * spacing, a zero beyond
+ * the columns.  lines: for each slice, the height (+ 1 with `second`) input rows.
+ * w[block][slice][height][channel of the group][width][vl], from the first block on. */
+typedef struct {
+    const fc_line *lines;
+    const real *zeros; /* as many as channels */
+    int64_t slices, height, width;
+    int64_t step, spacing, first, columns;
+    int64_t from, to, out_step;
+    real *out[2]; /* output 0 of each row */
+    int second;
+    int64_t groups, group, group_out; /* groups, input and output channels of each */
+    int64_t in_channels, out_channels, out_lanes;
+    int64_t block, block_end, block_groups;
+    const lane *pick; /* vl lanes: input channel of a block that starts each lane's group; null: the lane itself */
     const real *w, *bias;
-    real *out;
     int relu;
 } FC_NAME(fc_depthwise);
 #define fc_depthwise FC_NAME(fc_depthwise)
+
+/* A row of pixels of one channel by itself.  taps[t] points to the inputs under tap t, which are contiguous and can be
+ * read up to 4 * vl elements past the end; weights are at w[t * w_step]. */
+typedef struct {
+    const real *const *taps;
+    int64_t n_taps, pixels, out_step, w_step;
+    const real *w, *bias;
+    real *out;
+    int relu;
+} FC_NAME(fc_depthwise_row);
+#define fc_depthwise_row FC_NAME(fc_depthwise_row)
 
 typedef struct {
     const char *isa;

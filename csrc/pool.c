@@ -9,12 +9,14 @@
 
 /* Elements that a task of a forward pass or a sample's channels in a gradient should touch: enough to hide the cost of
  * starting it, few enough to stay in the second-level cache. */
-#define TASK_ELEMENTS 32768
+#define TASK_ELEMENTS 16384
 /* A gradient with lanes of channels is cut into blocks of channels, whole cache lines, if it has fewer samples. */
 #define MIN_TASKS 4
 #define CHANNEL_STEP 16
 /* Columns that the rows kernels reduce at once, so that they stay in the first-level cache. */
 #define LINE 2048
+/* Columns of a task at least, if lanes are channels. */
+#define MIN_COLUMNS 16
 /* The widest vector of any ISA, by which kernels may write beyond the columns of a buffer. */
 #define MAX_LANES 16
 
@@ -100,9 +102,15 @@ int FC_NAME(fc_pool_block)(fc_pool *p) {
         p->channel_block = ceil_div(block, CHANNEL_STEP) * CHANNEL_STEP;
     }
     if (is_forward(p)) p->row_block = max64(1, rows / max64(1, ceil_div(plane * p->channel_block, TASK_ELEMENTS)));
+    p->column_block = max64(1, p->out_size[2]);
+    if (is_forward(p) && p->by_channels && p->row_block == 1) { /* long rows are cut */
+        const int64_t row = p->channels * plane / max64(1, rows);
+        p->column_block = max64(MIN_COLUMNS, p->column_block / max64(1, row / TASK_ELEMENTS));
+    }
+    p->column_blocks = ceil_div(max64(1, p->out_size[2]), p->column_block);
     p->channel_blocks = ceil_div(p->channels, max64(1, p->channel_block));
     p->row_blocks = is_forward(p) ? ceil_div(rows, p->row_block) : 1;
-    p->tasks = p->batch * p->channel_blocks * p->row_blocks;
+    p->tasks = p->batch * p->channel_blocks * p->row_blocks * p->column_blocks;
     p->line = 0;
     if (uses_windows(p) && !p->by_channels)
         p->line = min64(p->in_size[2], max64(LINE, largest(p->windows[2].count, p->out_size[2]) * p->windows[2].step));
@@ -119,15 +127,18 @@ int FC_NAME(fc_pool_block)(fc_pool *p) {
 /* ---- Tasks ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    int64_t n, c, channels, row, row_end;
+    int64_t n, c, channels, row, row_end, column, column_end;
 } pool_task;
 
 static pool_task task_of(const fc_pool *p, int64_t task) {
-    const int64_t block = task / p->row_blocks, rows = p->out_size[0] * p->out_size[1];
+    const int64_t column = task % p->column_blocks * p->column_block, rows = p->out_size[0] * p->out_size[1];
+    task /= p->column_blocks;
+    const int64_t block = task / p->row_blocks;
     pool_task t = {.n = block / p->channel_blocks, .c = block % p->channel_blocks * p->channel_block};
     t.channels = min64(p->channel_block, p->channels - t.c);
     t.row = task % p->row_blocks * p->row_block;
     t.row_end = min64(t.row + p->row_block, rows);
+    t.column = column, t.column_end = min64(column + p->column_block, p->out_size[2]);
     return t;
 }
 
@@ -154,6 +165,19 @@ static int64_t zero_rows(const fc_pool *p, int64_t n, int64_t c, int64_t channel
     return max64(zeroed, rows);
 }
 
+/* Narrows the row to the outputs [o, end). */
+static void cut_outputs(const fc_pool *p, int64_t o, int64_t end, fc_pool_row *r) {
+    const fc_windows *w = &p->windows[2];
+    r->windows = (fc_windows){.first = w->first + o,
+                              .count = w->count + o,
+                              .extent = w->extent + o,
+                              .step = w->step,
+                              .run = max64(w->run - o, 0),
+                              .run_end = min64(w->run_end, end) - o,
+                              .run_step = w->run_step};
+    r->outputs = end - o;
+}
+
 /* Narrows the row to the outputs from `o` on whose windows lie in p->line columns, and returns the first one left. */
 static int64_t cut_line(const fc_pool *p, int64_t o, fc_pool_row *r) {
     const fc_windows *w = &p->windows[2];
@@ -164,14 +188,8 @@ static int64_t cut_line(const fc_pool *p, int64_t o, fc_pool_row *r) {
         if (end > o && new_high - new_low > p->line) break;
         low = new_low, high = new_high;
     }
-    r->windows = (fc_windows){.first = w->first + o,
-                              .count = w->count + o,
-                              .extent = w->extent + o,
-                              .step = w->step,
-                              .run = max64(w->run - o, 0),
-                              .run_end = min64(w->run_end, end) - o,
-                              .run_step = w->run_step};
-    r->column = low, r->columns = high - low, r->outputs = end - o;
+    cut_outputs(p, o, end, r);
+    r->column = low, r->columns = high - low;
     return end;
 }
 
@@ -183,8 +201,9 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
     /* the first line sets whole rows to zero */
     const int writes_wide = p->op == FC_SUM_POOL_GRAD && o == 0;
     int64_t zeroed = 0;
-    for (int64_t row = t->row; row < t->row_end; row++) {
-        const int64_t d = row / p->out_size[1], h = row % p->out_size[1];
+    int64_t d = t->row / p->out_size[1], h = t->row % p->out_size[1];
+    for (int64_t row = t->row; row < t->row_end; row++, h++) {
+        if (h == p->out_size[1]) d++, h = 0;
         r->wide = real_at(&p->wide, t->n, c, depth->first[d], height->first[h]) + r->column * r->wide_step;
         r->narrow = real_at(&p->narrow, t->n, c, d, h) + o * r->narrow_step;
         if (p->y.at) r->y = real_at(&p->y, t->n, c, d, h) + o * r->y_step;
@@ -204,8 +223,16 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
     if (writes_wide) zero_rows(p, t->n, c, r->channels, zeroed, p->in_size[0] * p->in_size[1]);
 }
 
+/* Whether the task is the means of whole planes without gaps, which merge_axes has made lines, neither short nor so long
+ * that their sums need several parts. */
+static int is_means_of_lines(const fc_kernels *k, const fc_pool *p) {
+    return p->op == FC_SUM_POOL && p->power == 1 && volume(p->out_size) == 1 && volume(p->in_size) == p->in_size[2] &&
+           is_global(p, 2) && p->wide.stride[4] == 1 && p->in_size[2] >= k->vl && p->in_size[2] <= 80 * k->vl;
+}
+
 /* Calls the row kernel for every output row of the task; a rows kernel for each channel and cache-sized line. */
-static void run_rows(const fc_pool *p, const pool_task *t, void (*kernel)(const fc_pool_row *), void *workspace) {
+static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, void (*kernel)(const fc_pool_row *),
+                     void *workspace) {
     const fc_windows *depth = &p->windows[0], *height = &p->windows[1];
     fc_pool_row r = {
         .wide_step = p->wide.stride[4],
@@ -223,7 +250,16 @@ static void run_rows(const fc_pool *p, const pool_task *t, void (*kernel)(const 
         .power = (real)p->power,
     };
     if (p->by_channels) {
-        run_lines(p, t, t->c, 0, &r, kernel);
+        cut_outputs(p, t->column, t->column_end, &r);
+        run_lines(p, t, t->c, t->column, &r, kernel);
+        return;
+    }
+    if (is_means_of_lines(k, p)) {
+        const fc_windows *w = p->windows;
+        const double extent = (double)(w[0].extent[0] * w[1].extent[0] * w[2].extent[0]);
+        k->pool_sum_lines(real_at(&p->wide, t->n, t->c, 0, 0), p->wide.stride[1], t->channels, p->in_size[2],
+                          (real)(p->divisor != 0 ? p->divisor : extent / p->volume),
+                          real_at(&p->narrow, t->n, t->c, 0, 0), p->narrow.stride[1]);
         return;
     }
     char *memory = workspace;
@@ -347,10 +383,10 @@ int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace,
         return FC_POOL_OK;
     }
     switch (p->op) {
-    case FC_MAX_POOL: run_rows(p, &t, p->by_channels ? k->pool_max_channels : k->pool_max_rows, workspace); break;
-    case FC_SUM_POOL: run_rows(p, &t, p->by_channels ? k->pool_sum_channels : k->pool_sum_rows, workspace); break;
+    case FC_MAX_POOL: run_rows(k, p, &t, p->by_channels ? k->pool_max_channels : k->pool_max_rows, workspace); break;
+    case FC_SUM_POOL: run_rows(k, p, &t, p->by_channels ? k->pool_sum_channels : k->pool_sum_rows, workspace); break;
     case FC_SUM_POOL_GRAD:
-        run_rows(p, &t, p->by_channels ? k->pool_spread_channels : k->pool_spread_rows, workspace);
+        run_rows(k, p, &t, p->by_channels ? k->pool_spread_channels : k->pool_spread_rows, workspace);
         if (p->x.at) lp_inner(p, &t);
         break;
     case FC_MAX_POOL_GRAD: return by_index(p, &t, FC_MAX_POOL_GRAD);

@@ -50,9 +50,10 @@ typedef struct {
     fc_windows windows[3];
     double power, volume, divisor;
     fc_view wide, narrow, indices, x, y;
-    /* Filled in by fc_pool_block.  A task is a sample, a block of channels and a block of output rows. */
+    /* Filled in by fc_pool_block.  A task is a sample, a block of channels, of output rows and of
+     * output columns. */
     int by_channels; /* lanes are channels; else they are columns */
-    int64_t channel_block, channel_blocks, row_block, row_blocks, tasks;
+    int64_t channel_block, channel_blocks, row_block, row_blocks, column_block, column_blocks, tasks;
     int64_t merged_count, merged_extent; /* global pools of planes; `windows` points here, so the struct stays put */
     int64_t line;                        /* columns that the rows kernels reduce at once; 0 for other kernels */
     int64_t workspace_bytes;

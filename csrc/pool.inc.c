@@ -17,11 +17,9 @@
 #define SPAN 128 /* a multiple of 4 * VL everywhere */
 
 #ifdef FC_F32
-typedef int32_t lane; /* of a mask: holds positions relative to the window */
 #define POWER powf
 #define ROOT sqrtf
 #else
-typedef int64_t lane;
 #define POWER pow
 #define ROOT sqrt
 #endif
@@ -29,26 +27,6 @@ typedef int64_t lane;
 typedef int64_t long_mask __attribute__((vector_size(8 * VL)));
 
 /* ---- Vocabulary ----------------------------------------------------------------------------------------------- */
-
-FC_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* The first `lanes` lanes are p[0], p[step], ...; the others are 0. */
-FC_INLINE vec load_lanes(const real *p, int64_t step, int64_t lanes) {
-    if (step == 1 && lanes == VL) return vload(p);
-    real v[VL] = {0};
-    for (int64_t i = 0; i < lanes; i++) v[i] = p[i * step];
-    return vload(v);
-}
-
-FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
-    if (step == 1 && lanes == VL) {
-        vstore(p, v);
-        return;
-    }
-    real from[VL];
-    vstore(from, v);
-    for (int64_t i = 0; i < lanes; i++) p[i * step] = from[i];
-}
 
 FC_INLINE void store_indices(int64_t *p, int64_t step, int64_t lanes, long_mask v) {
     if (step == 1 && lanes == VL) {
@@ -66,6 +44,19 @@ FC_INLINE mask load_positions(const lane *p, int64_t step) {
     else
         for (int i = 0; i < VL; i++) m[i] = p[i * step];
     return m;
+}
+
+/* p[0], p[step], ... for the lanes of a run; a buffer may be read beyond them. */
+FC_INLINE vec load_run(const real *p, int64_t step, int64_t lanes, const int buffered) {
+    if (buffered && step == 1) return vload(p);
+#ifndef __clang__ /* has no shuffle by a computed mask */
+    if (buffered && step == 2) {
+        mask even;
+    FC_UNROLL for (int i = 0; i < VL; i++) even[i] = 2 * i;
+        return __builtin_shuffle(vload(p), vload(p + VL), even);
+    }
+#endif
+    return load_lanes(p, step, lanes);
 }
 
 FC_INLINE mask choose(mask a, mask b, mask m) { return (a & ~m) | (b & m); }
@@ -98,14 +89,79 @@ FC_INLINE real slope(real dy, real y, real divisor, real p) {
     return p == 1 ? dy / divisor : p == 2 ? dy / y / divisor : dy * POWER(y, 1 - p) / divisor;
 }
 
+/* The larger, or NaN. */
+FC_INLINE vec vmax(vec a, vec b) { return vblend(b, a, (mask)(a > b) | (mask)(a != a)); }
+
+/* ---- Tiles ---------------------------------------------------------------------------------------------------- */
+
+/* Neighbouring outputs of a run whose windows overlap or touch, lanes are channels: the rows of the windows are first
+ * reduced to one, column by column, then its columns to outputs, which share them:
+ *
+ *      rows      . . . . . .
+ *                . . . . . .    ->    columns   . . . . . .    ->    outputs   o o o o
+ *                . . . . . .                    |---|                (kernel 3, stride 1)
+ *                                                 |---|                                  */
+enum { TILE = 4 };
+
+FC_INLINE void pool_tile(const int is_max, const int count, const int run_step, const fc_pool_row *r, const real *from,
+                         real *to, vec divisor) {
+    const int columns = (TILE - 1) * run_step + count;
+    vec column[9];
+    FC_UNROLL for (int j = 0; j < columns; j++) column[j] = vload(from + j * r->wide_step);
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = d == 0; h < r->rows[1]; h++) {
+            const real *row = from + d * r->wide_row[0] + h * r->wide_row[1];
+            FC_UNROLL for (int j = 0; j < columns; j++) {
+                const vec x = vload(row + j * r->wide_step);
+                column[j] = is_max ? vmax(x, column[j]) : column[j] + x;
+            }
+        }
+    FC_UNROLL for (int i = 0; i < TILE; i++) {
+        vec v = column[i * run_step];
+        FC_UNROLL for (int t = 1; t < count; t++) {
+            const vec x = column[i * run_step + t];
+            v = is_max ? vmax(x, v) : v + x;
+        }
+        vstore(to + i * r->narrow_step, is_max ? v : v / divisor);
+    }
+}
+
+FC_INLINE int64_t tile_run(const int is_max, const int count, const int run_step, const fc_pool_row *row) {
+    const fc_pool_row copy = *row, *r = &copy; /* which no store can change */
+    const fc_windows *w = &r->windows;
+    const vec divisor = vset(is_max ? 1 : divisor_of(r, w->run));
+    for (int64_t o = w->run; o < w->run_end; o += TILE) {
+        const int64_t at = lesser(o, w->run_end - TILE);
+        const real *from = r->wide + w->first[at] * r->wide_step;
+        real *to = r->narrow + at * r->narrow_step;
+        for (int64_t c = 0; c < r->channels; c += VL) {
+            const int64_t start = lesser(c, r->channels - VL);
+            pool_tile(is_max, count, run_step, r, from + start, to + start, divisor);
+        }
+    }
+    return 1;
+}
+
+/* The outputs of the run, if there are enough of them, in enough channels; returns whether. */
+FC_INLINE int64_t pool_tiles(const fc_pool_row *r, const int is_max) {
+    const fc_windows *w = &r->windows;
+    if (w->run_end - w->run < TILE || r->channels < VL || w->step != 1 || r->rows[0] * r->rows[1] > SPAN / 2) return 0;
+    const int64_t count = w->count[w->run], step = w->run_step;
+    if (count == 2 && step == 2) return tile_run(is_max, 2, 2, r);
+    if (count == 3 && step == 1) return tile_run(is_max, 3, 1, r);
+    if (count == 3 && step == 2) return tile_run(is_max, 3, 2, r);
+    return 0;
+}
+
 /* ---- Maximum -------------------------------------------------------------------------------------------------- */
 
 /* Lanes in which v, which comes later, takes the place of best. */
 FC_INLINE mask wins(vec v, vec best) { return (mask)(v > best) | (mask)(v != v); }
 
 /* Columns [w, w + lanes) of `vectors` vectors: the maximum of the window rows, and where it lies, relative to the
- * first of them. */
-FC_INLINE void max_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t step, int64_t lanes) {
+ * first of them, if that is asked for. */
+FC_INLINE void max_columns(const fc_pool_row *r, const int indices, int64_t w, int vectors, int64_t step,
+                           int64_t lanes) {
     vec best[4];
     mask at[4];
     FC_UNROLL for (int v = 0; v < vectors; v++) {
@@ -118,6 +174,10 @@ FC_INLINE void max_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t
             const mask here = (mask){0} + (lane)(d * r->index_row[0] + h * r->index_row[1]);
             FC_UNROLL for (int v = 0; v < vectors; v++) {
                 const vec x = load_lanes(row + v * VL * step, step, lanes);
+                if (!indices) {
+                    best[v] = vmax(x, best[v]);
+                    continue;
+                }
                 const mask m = wins(x, best[v]);
                 best[v] = vblend(best[v], x, m);
                 at[v] = choose(at[v], here, m);
@@ -126,7 +186,7 @@ FC_INLINE void max_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t
     lane *rows = r->buffer_rows;
     FC_UNROLL for (int v = 0; v < vectors; v++) {
         vstore(r->buffer + w + v * VL, best[v]);
-        memcpy(rows + w + v * VL, &at[v], sizeof at[v]);
+        if (indices) memcpy(rows + w + v * VL, &at[v], sizeof at[v]);
     }
 }
 
@@ -201,23 +261,57 @@ FC_INLINE void max_across(const fc_pool_row *r, const real *line, int one_row) {
     }
 }
 
-static void pool_max_rows(const fc_pool_row *r) {
-    if (r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1) {
-        max_across(r, r->wide, 1);
-        return;
-    }
+FC_INLINE void max_all_columns(const fc_pool_row *r, const int indices) {
     int64_t w = 0;
-    if (r->wide_step == 1) {
-        for (; w + 4 * VL <= r->columns; w += 4 * VL) max_columns(r, w, 4, 1, VL);
-        for (; w + VL <= r->columns; w += VL) max_columns(r, w, 1, 1, VL);
+    if (r->wide_step == 1 && r->columns >= VL) {
+        for (; w + 4 * VL <= r->columns; w += 4 * VL) max_columns(r, indices, w, 4, 1, VL);
+        for (; w < r->columns; w += VL) max_columns(r, indices, lesser(w, r->columns - VL), 1, 1, VL);
     }
     for (; w < r->columns; w += VL)
-        max_columns(r, w, 1, r->wide_step, lesser(VL, r->columns - w));
-    max_across(r, r->buffer, 0);
+        max_columns(r, indices, w, 1, r->wide_step, lesser(VL, r->columns - w));
+}
+
+/* Values alone: whole vectors of a run from a buffer, which may be read beyond its columns. */
+/* Values alone. */
+FC_INLINE void max_values_across(const fc_pool_row *r, const real *line, const int buffered) {
+    const fc_windows *win = &r->windows;
+    for (int64_t o = 0; o < r->outputs;) {
+        const real *from = line + win->first[o] - r->column;
+        const int64_t end = win->count[o] * win->step, lanes = lesser(VL, win->run_end - o);
+        if (o >= win->run && lanes > 1) {
+            vec best = load_run(from, win->run_step, lanes, buffered);
+            for (int64_t w = win->step; w < end; w += win->step)
+                best = vmax(load_run(from + w, win->run_step, lanes, buffered), best);
+            store_few(r->narrow + o * r->narrow_step, r->narrow_step, lanes, best);
+            o += lanes;
+            continue;
+        }
+        real best = *from;
+        for (int64_t w = win->step; w < end; w += win->step)
+            best = from[w] > best || from[w] != from[w] ? from[w] : best;
+        r->narrow[o++ * r->narrow_step] = best;
+    }
+}
+
+static void pool_max_rows(const fc_pool_row *r) {
+    const int one_row = r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1;
+    if (r->indices) {
+        if (one_row)
+            max_across(r, r->wide, 1);
+        else {
+            max_all_columns(r, 1);
+            max_across(r, r->buffer, 0);
+        }
+    } else if (one_row)
+        max_values_across(r, r->wide, 0);
+    else {
+        max_all_columns(r, 0);
+        max_values_across(r, r->buffer, 1);
+    }
 }
 
 /* Channels [c, c + lanes) of `vectors` vectors, for the window of output o. */
-FC_INLINE void max_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes) {
+FC_INLINE void max_channels(const fc_pool_row *r, const int indices, int64_t o, int64_t c, int vectors, int64_t lanes) {
     const int64_t first = r->windows.first[o], count = r->windows.count[o], step = r->windows.step;
     const real *from = r->wide + first * r->wide_step + c;
     vec best[4];
@@ -235,6 +329,10 @@ FC_INLINE void max_channels(const fc_pool_row *r, int64_t o, int64_t c, int vect
                 const mask here = (mask){0} + (lane)(row_at + t * step);
                 FC_UNROLL for (int v = 0; v < vectors; v++) {
                     const vec x = load_lanes(tap + v * VL, 1, lanes);
+                    if (!indices) {
+                        best[v] = vmax(x, best[v]);
+                        continue;
+                    }
                     const mask m = wins(x, best[v]);
                     best[v] = vblend(best[v], x, m);
                     at[v] = choose(at[v], here, m);
@@ -242,21 +340,30 @@ FC_INLINE void max_channels(const fc_pool_row *r, int64_t o, int64_t c, int vect
             }
         }
     real *to = r->narrow + o * r->narrow_step + c;
-    int64_t *index = r->indices + o * r->indices_step + c;
+    int64_t *index = indices ? r->indices + o * r->indices_step + c : NULL;
     FC_UNROLL for (int v = 0; v < vectors; v++) {
         store_lanes(to + v * VL, 1, lanes, best[v]);
-        store_indices
-        (index + v * VL, 1, lanes, __builtin_convertvector(at[v], long_mask) + (r->index + first));
+        if (indices)
+            store_indices(index + v * VL, 1, lanes, __builtin_convertvector(at[v], long_mask) + (r->index + first));
+    }
+}
+
+FC_INLINE void max_all_channels(const fc_pool_row *r, const int indices) {
+    const int64_t tiled = !indices && pool_tiles(r, 1);
+    for (int64_t o = 0; o < r->outputs; o++) {
+        if (tiled && o == r->windows.run) o = r->windows.run_end;
+        if (o == r->outputs) break;
+        int64_t c = 0;
+        for (; c + 4 * VL <= r->channels; c += 4 * VL) max_channels(r, indices, o, c, 4, VL);
+        for (; c < r->channels; c += VL) max_channels(r, indices, o, c, 1, lesser(VL, r->channels - c));
     }
 }
 
 static void pool_max_channels(const fc_pool_row *r) {
-    for (int64_t o = 0; o < r->outputs; o++) {
-        int64_t c = 0;
-        for (; c + 4 * VL <= r->channels; c += 4 * VL) max_channels(r, o, c, 4, VL);
-        for (; c + VL <= r->channels; c += VL) max_channels(r, o, c, 1, VL);
-        if (c < r->channels) max_channels(r, o, c, 1, r->channels - c);
-    }
+    if (r->indices)
+        max_all_channels(r, 1);
+    else
+        max_all_channels(r, 0);
 }
 
 /* ---- Sum ------------------------------------------------------------------------------------------------------ */
@@ -279,9 +386,9 @@ FC_INLINE void sum_columns(const fc_pool_row *r, int64_t w, int vectors, int64_t
 
 FC_INLINE void sum_all_columns(const fc_pool_row *r, real p) {
     int64_t w = 0;
-    if (r->wide_step == 1) {
+    if (r->wide_step == 1 && r->columns >= VL) {
         for (; w + 4 * VL <= r->columns; w += 4 * VL) sum_columns(r, w, 4, 1, VL, p);
-        for (; w + VL <= r->columns; w += VL) sum_columns(r, w, 1, 1, VL, p);
+        for (; w < r->columns; w += VL) sum_columns(r, lesser(w, r->columns - VL), 1, 1, VL, p);
     }
     for (; w < r->columns; w += VL)
         sum_columns(r, w, 1, r->wide_step, lesser(VL, r->columns - w), p);
@@ -311,18 +418,19 @@ static real span(const real *p, int64_t step, int64_t n) {
     return lanes[0];
 }
 
-static void sum_across(const fc_pool_row *r, const real *line) {
+FC_INLINE void sum_across(const fc_pool_row *r, const real *line, const int buffered) {
     const fc_windows *win = &r->windows;
     for (int64_t o = 0; o < r->outputs;) {
         const int64_t first = win->first[o] - r->column, count = win->count[o];
         const real divisor = divisor_of(r, o);
         real *to = r->narrow + o * r->narrow_step;
-        if (count <= SPAN && o >= win->run && o + VL <= win->run_end) {
+        const int64_t lanes = lesser(VL, win->run_end - o);
+        if (count <= SPAN && o >= win->run && lanes > 1) {
             vec sum = {0};
             for (int64_t t = 0; t < count; t++)
-                sum += load_lanes(line + first + t * win->step, win->run_step, VL);
-            store_lanes(to, r->narrow_step, VL, vroot(sum / vset(divisor), r->power));
-            o += VL;
+                sum += load_run(line + first + t * win->step, win->run_step, lanes, buffered);
+            store_few(to, r->narrow_step, lanes, vroot(sum / vset(divisor), r->power));
+            o += lanes;
         } else {
             *to = root_of(span(line + first, win->step, count) / divisor, r->power);
             o++;
@@ -332,14 +440,36 @@ static void sum_across(const fc_pool_row *r, const real *line) {
 
 static void pool_sum_rows(const fc_pool_row *r) {
     if (r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1 && r->power == 1) {
-        sum_across(r, r->wide);
+        sum_across(r, r->wide, 0);
         return;
     }
     if (r->power == 1)
         sum_all_columns(r, 1);
     else
         sum_all_columns(r, r->power);
-    sum_across(r, r->buffer);
+    sum_across(r, r->buffer, 1);
+}
+
+/* Means of whole lines of n >= VL elements, side by side; see fc_pool_run. */
+static void pool_sum_lines(const real *from, int64_t line_step, int64_t lines, int64_t n, real divisor, real *to,
+                           int64_t to_step) {
+    mask last; /* of the last vector, which overlaps the one before, the lanes that are new */
+    for (int i = 0; i < VL; i++) last[i] = i >= VL - n % VL ? -1 : 0;
+    for (int64_t line = 0; line < lines; line += VL) {
+        const int64_t count = lesser(lines - line, VL);
+        real sums[VL * VL] = {0};
+        for (int64_t i = 0; i < count; i++) {
+            const real *p = from + (line + i) * line_step;
+            vec sum = (vec)((mask)vload(p + n - VL) & last);
+            for (int64_t x = 0; x + VL <= n; x += VL) sum += vload(p + x);
+            vstore(sums + i * VL, sum);
+        }
+        real columns[VL * VL];
+        channels_in(sums, VL, 1, VL, VL, columns, VL);
+        vec total = vload(columns);
+        for (int i = 1; i < VL; i++) total += vload(columns + i * VL);
+        store_few(to + line * to_step, to_step, count, total / vset(divisor));
+    }
 }
 
 FC_INLINE void sum_channels(const fc_pool_row *r, int64_t o, int64_t c, int vectors, int64_t lanes, real p) {
@@ -369,11 +499,13 @@ FC_INLINE void sum_channels(const fc_pool_row *r, int64_t o, int64_t c, int vect
 }
 
 FC_INLINE void sum_all_channels(const fc_pool_row *r, real p) {
+    const int64_t tiled = p == 1 && pool_tiles(r, 0);
     for (int64_t o = 0; o < r->outputs; o++) {
+        if (tiled && o == r->windows.run) o = r->windows.run_end;
+        if (o == r->outputs) break;
         int64_t c = 0;
         for (; c + 4 * VL <= r->channels; c += 4 * VL) sum_channels(r, o, c, 4, VL, p);
-        for (; c + VL <= r->channels; c += VL) sum_channels(r, o, c, 1, VL, p);
-        if (c < r->channels) sum_channels(r, o, c, 1, r->channels - c, p);
+        for (; c < r->channels; c += VL) sum_channels(r, o, c, 1, lesser(VL, r->channels - c), p);
     }
 }
 

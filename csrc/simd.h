@@ -15,11 +15,7 @@
 #define VL ((int)(FC_VBYTES / sizeof(real))) /* lanes */
 
 typedef real vec __attribute__((vector_size(FC_VBYTES)));
-#ifdef FC_F32
-typedef int32_t mask __attribute__((vector_size(FC_VBYTES)));
-#else
-typedef int64_t mask __attribute__((vector_size(FC_VBYTES)));
-#endif
+typedef lane mask __attribute__((vector_size(FC_VBYTES)));
 
 #define FC_INLINE static inline __attribute__((always_inline))
 /* Unrolled loops keep arrays of vectors in registers.  Builds for tests do without: instrumented or split vectors do not
@@ -38,6 +34,41 @@ FC_INLINE vec vload(const real *p) {
 }
 
 FC_INLINE void vstore(real *p, vec v) { memcpy(p, &v, sizeof v); }
+
+FC_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The first `lanes` lanes are p[0], p[step], ...; the others are 0. */
+FC_INLINE vec load_lanes(const real *p, int64_t step, int64_t lanes) {
+    if (step == 1 && lanes == VL) return vload(p);
+    real v[VL] = {0};
+    for (int64_t i = 0; i < lanes; i++) v[i] = p[i * step];
+    return vload(v);
+}
+
+FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
+    if (step == 1 && lanes == VL) {
+        vstore(p, v);
+        return;
+    }
+    real from[VL];
+    vstore(from, v);
+    for (int64_t i = 0; i < lanes; i++) p[i * step] = from[i];
+}
+
+/* The same with fewer stores for few lanes side by side. */
+FC_INLINE void store_few(real *p, int64_t step, int64_t lanes, vec v) {
+    if (step != 1 || lanes == VL) {
+        store_lanes(p, step, lanes, v);
+        return;
+    }
+    real from[VL];
+    vstore(from, v);
+    int64_t done = 0;
+    FC_UNROLL for (int piece = VL / 2; piece > 0; piece /= 2) if (lanes & piece) {
+        memcpy(p + done, from + done, piece * sizeof(real));
+        done += piece;
+    }
+}
 
 FC_INLINE vec vset(real s) { return s - (vec){0}; }
 

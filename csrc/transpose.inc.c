@@ -1,4 +1,4 @@
-/* Between NCHW memory and blocks of VL channels, [x][VL], that the transforms work on. */
+/* Between NCHW memory and pixels of VL channels, [x][ld], that transforms and products work on. */
 #include "kernels.h"
 #include "simd.h"
 
@@ -34,30 +34,36 @@ FC_INLINE void FC_NAME(transpose_square)(vec r[VL]) {
 #endif
 }
 
-static void channels_in(const real *from, int64_t channel_stride, int64_t x_stride, int64_t channels, int64_t width,
-                        real *to) {
-    int64_t x = 0;
-    if (channels >= VL && x_stride == 1)
-        for (; x + VL <= width; x += VL) {
+/* Whole squares; the last one overlaps the one before. */
+static __attribute__((noinline)) void channels_in(const real *from, int64_t channel_stride, int64_t x_stride,
+                                                  int64_t channels, int64_t width, real *to, int64_t ld) {
+    if (x_stride == 1 && width >= VL && (channels >= VL || ld >= VL)) {
+        for (int64_t next = 0; next < width; next += VL) {
+            const int64_t x = lesser(next, width - VL);
             vec r[VL];
-    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = vload(from + i * channel_stride + x);
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < channels ? vload(from + i * channel_stride + x) : (vec){0};
             FC_NAME(transpose_square)(r);
-            FC_UNROLL for (int i = 0; i < VL; i++) vstore(to + (x + i) * VL, r[i]);
+            FC_UNROLL for (int i = 0; i < VL; i++) vstore(to + (x + i) * ld, r[i]);
         }
-    for (; x < width; x++)
-        for (int64_t c = 0; c < VL; c++) to[x * VL + c] = c < channels ? from[c * channel_stride + x * x_stride] : 0;
+        return;
+    }
+    const int64_t lanes = lesser(ld, VL);
+    for (int64_t x = 0; x < width; x++)
+        for (int64_t c = 0; c < lanes; c++) to[x * ld + c] = c < channels ? from[c * channel_stride + x * x_stride] : 0;
 }
 
-static void channels_out(const real *from, int64_t channels, int64_t width, real *to, int64_t channel_stride,
-                         int64_t x_stride) {
-    int64_t x = 0;
-    if (channels >= VL && x_stride == 1)
-        for (; x + VL <= width; x += VL) {
+static void channels_out(const real *from, int64_t ld, int64_t channels, int64_t width, real *to,
+                         int64_t channel_stride, int64_t x_stride) {
+    if (x_stride == 1 && width >= VL) {
+        for (int64_t next = 0; next < width; next += VL) {
+            const int64_t x = lesser(next, width - VL);
             vec r[VL];
-            FC_UNROLL for (int i = 0; i < VL; i++) r[i] = vload(from + (x + i) * VL);
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = vload(from + (x + i) * ld);
             FC_NAME(transpose_square)(r);
-            FC_UNROLL for (int i = 0; i < VL; i++) vstore(to + i * channel_stride + x, r[i]);
+            FC_UNROLL for (int i = 0; i < VL; i++) if (i < channels) vstore(to + i * channel_stride + x, r[i]);
         }
+        return;
+    }
     for (int64_t c = 0; c < channels && c < VL; c++)
-        for (int64_t i = x; i < width; i++) to[c * channel_stride + i * x_stride] = from[i * VL + c];
+        for (int64_t x = 0; x < width; x++) to[c * channel_stride + x * x_stride] = from[x * ld + c];
 }

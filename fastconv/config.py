@@ -36,6 +36,8 @@ class Settings:
         ``"auto"``, or the row of the algorithm table that every convolution must take.
     isa
         The kernel table: one of `fastconv.backends._cpu.available_isas()`.
+    tune
+        Choose algorithms by trying them instead of by prediction; see `fastconv.tune`.
     """
 
     exact: bool = False
@@ -43,6 +45,7 @@ class Settings:
     threads: int = 1
     algorithm: str = "auto"
     isa: str = "generic"
+    tune: bool = False
 
 
 class _Restore:
@@ -63,6 +66,8 @@ class _Restore:
 
 
 _current: Settings | None = None
+_token = -1
+_tokens: dict[Settings, int] = {}
 _reason = ""
 _forked = False
 _FORKED = "1: this process was forked, and OpenMP's threads do not survive a fork"
@@ -73,13 +78,20 @@ def settings() -> Settings:
     return _current if _current is not None else _start()
 
 
+def token() -> int:
+    """Return a number that stands for the current settings: equal settings have the same, cheaper to look up."""
+    if _token < 0:
+        settings()
+    return _token
+
+
 def config(*, exact: bool | None = None, batch_invariant: bool | None = None, threads: int | None = None,
-           algorithm: str | None = None, isa: str | None = None) -> _Restore:
+           algorithm: str | None = None, isa: str | None = None, tune: bool | None = None) -> _Restore:
     """Change settings of the whole process, at once; as a context, restore the previous ones on exit.
 
     Parameters
     ----------
-    exact, batch_invariant, threads, algorithm, isa
+    exact, batch_invariant, threads, algorithm, isa, tune
         See `Settings`; None leaves a setting as it is.
 
     Returns
@@ -99,7 +111,7 @@ def config(*, exact: bool | None = None, batch_invariant: bool | None = None, th
     """
     previous, reason = settings(), _reason
     changes: dict[str, Any] = {}
-    for name, value in (("exact", exact), ("batch_invariant", batch_invariant)):
+    for name, value in (("exact", exact), ("batch_invariant", batch_invariant), ("tune", tune)):
         if value is not None:
             if not isinstance(value, bool):
                 raise TypeError(f"config: {name} is {value!r}, but True or False is needed. Hint: bool({value!r})")
@@ -162,8 +174,9 @@ def _thread_count(value: object) -> int:
 
 
 def _apply(new: Settings, reason: str) -> None:
-    global _current, _reason
+    global _current, _reason, _token
     _current, _reason = (replace(new, threads=1), _FORKED) if _forked else (new, reason)
+    _token = _tokens.setdefault(_current, len(_tokens))
 
 
 def _start() -> Settings:
@@ -171,7 +184,10 @@ def _start() -> Settings:
     from fastconv.backends import _cpu
 
     threads, reason = default_threads()
-    _apply(Settings(threads=threads, isa=_cpu.default_isa()), reason)
+    tune = os.environ.get("FASTCONV_TUNE") or "0"
+    if tune not in ("0", "1"):
+        raise ValueError(f"FASTCONV_TUNE is {tune!r}, but 0 or 1 is needed. Hint: 1 stands for config(tune=True)")
+    _apply(Settings(threads=threads, isa=_cpu.default_isa(), tune=tune == "1"), reason)
     return settings()
 
 

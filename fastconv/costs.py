@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from fastconv.backends import _cpu
 from fastconv.problem import ConvProblem
 
-# Share of the FMA peak that a register tile reaches, and what is lost where patches are gathered.
-TILE_SHARE = 0.85
-GATHER_SHARE = 0.75
+# Share of the FMA peak that a register tile reaches, and what it costs to begin and end one, in terms of its sum; a
+# product of transforms is stored besides, and loaded again.
+TILE_SHARE = 0.9
+TILE_TERMS = 8
+PRODUCT_TERMS = 20
 # Cycles for each point and channel vector: input transform, output transform; more through NCHW transposes.
 INPUT_CYCLES, OUTPUT_CYCLES, TRANSPOSE_CYCLES = 3.0, 2.0, 2.0
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
@@ -51,14 +54,46 @@ def channels(p: ConvProblem, op: str) -> tuple[int, int]:
 def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     """Predicted cycles of the direct algorithm."""
     lanes = _cpu.vector_lanes(isa, p.dtype)
-    _, written = channels(p, op)
-    by_pixels = (p.x_strides if op == "conv_input_grad" else p.y_strides)[1] == 1
-    padded = _round_up(written, lanes) / written if by_pixels and written > lanes // 2 else 1
+    read, written = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
     macs = p.macs / p.batch * batch if p.batch else 0
-    inner = size[2] >= 2 * lanes or by_pixels
-    far = _read(4 * p.taps * math.prod(channels(p, op)) * p.groups, 1 + batch * math.prod(size) // 512)
-    return max(macs * padded / (2 * lanes) / (TILE_SHARE if inner else GATHER_SHARE), far)
+    padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
+    far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
+    return max(macs * padded / (2 * lanes) / TILE_SHARE, far)
+
+
+def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
+    """Predicted cycles of the algorithm that gathers patches: those of the direct one, and each patch copied once."""
+    read, _ = channels(p, op)
+    size = p.in_size if op == "conv_input_grad" else p.out_size
+    copied = max(batch, 1) * math.prod(size) * p.taps * read * p.groups
+    return direct(p, op, isa, batch) + 2 * copied / _cpu.vector_lanes(isa, p.dtype)
+
+
+def channelwise(p: ConvProblem, op: str, isa: str, batch: int) -> float:
+    """Predicted cycles of the algorithm for groups of few channels: lanes that no whole group fits are lost."""
+    lanes = _cpu.vector_lanes(isa, p.dtype)
+    read, written = channels(p, op)
+    used = max(lanes // max(read, written), 1) * written
+    return p.macs / max(p.batch, 1) * batch / (2 * used) / TILE_SHARE
+
+
+def reference(p: ConvProblem, batch: int) -> float:
+    """Predicted cycles of NumPy's sums in float64."""
+    return (p.macs / p.batch * batch if p.batch else 0) * 4.0
+
+
+@cache
+def clock() -> float:
+    """Cycles of a core in a second, as Linux tells them, for times that people read; 3e9 elsewhere."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "cpu MHz":
+                return float(value) * 1e6
+    except (OSError, ValueError):
+        pass
+    return 3e9
 
 
 def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed: bool) -> float:
@@ -67,20 +102,23 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     rows, columns = _cpu.tile(isa, p.dtype)
     read, written = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
-    tiles = max(batch, 1) * math.prod(-(-n // m) for n, m in zip(size, shape.outputs, strict=True))
+    grids = math.prod(min(d, n) for d, n in zip(p.dilation, size, strict=True) if n)
+    tiles = max(batch, 1) * math.prod(
+        _ceil_div(_ceil_div(n, d), m) for n, d, m in zip(size, p.dilation, shape.outputs, strict=True))
     points = math.prod(shape.points)
     strip = tiles / _round_up(tiles, rows) if tiles < 4 * rows else 1  # tiles of few rows load more than they compute
     products = tiles * points * read * _round_up(written, lanes) / (2 * lanes) / TILE_SHARE / (0.5 + 0.5 * strip)
+    products *= 1 + PRODUCT_TERMS / max(read, 1)
     far_from = (p.y_strides, p.x_strides) if op == "conv_input_grad" else (p.x_strides, p.y_strides)
     transforms = tiles * points * (
-        _vectors(read, lanes) * (INPUT_CYCLES + (TRANSPOSE_CYCLES if far_from[0][1] != 1 else 0))
-        + _vectors(written, lanes) * (OUTPUT_CYCLES + (TRANSPOSE_CYCLES if far_from[1][1] != 1 else 0)))
+        _ceil_div(read, lanes) * (INPUT_CYCLES + (TRANSPOSE_CYCLES if far_from[0][1] != 1 else 0))
+        + _ceil_div(written, lanes) * (OUTPUT_CYCLES + (TRANSPOSE_CYCLES if far_from[1][1] != 1 else 0)))
     itemsize = 4 if p.dtype == "float32" else 8
-    block = max(2 * rows, 320 * 1024 // itemsize // points // max(read, 1))
+    block = max(_round_up(24 if read >= 256 else 12, rows), 416 * 1024 // itemsize // points // (read + columns))
     weights = points * read * _round_up(written, columns) * itemsize
     # Transforming a panel of weights takes about one pass over the taps in double precision for each point.
     transforming = 0 if packed else weights / itemsize * shape.taps * 3 / lanes
-    return p.groups * (max(products, _read(weights, -(-tiles // block))) + transforms + transforming)
+    return p.groups * (grids * (max(products, _read(weights, -(-tiles // block))) + transforms) + transforming)
 
 
 def _read(size: float, times: float) -> float:
@@ -92,5 +130,5 @@ def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def _vectors(n: int, lanes: int) -> int:
-    return -(-n // lanes)
+def _ceil_div(n: int, m: int) -> int:
+    return -(-n // m)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastconv import costs
 from fastconv.backends import _cpu, lattice
-from fastconv.config import Settings, settings
+from fastconv.config import Settings, settings, token
 from fastconv.problem import ConvProblem
+from fastconv.tables import human
 
 # Below this many multiply-accumulates (about 50 µs on one core) a second thread costs more than it brings.
 SMALL = 1_500_000
+# The same where loads and stores are most of the work.
+SMALL_CHANNELWISE = 400_000
 # A dilated convolution is this many undilated ones at most, before their planning takes longer than it saves.
 MAX_SUBGRIDS = 64
+# Most bytes of a thread's copy of the input for a few outputs.
+MAX_COPY = 8 << 20
 
 @dataclass(frozen=True)
 class Request:
@@ -32,6 +37,8 @@ class Request:
         Whether algorithms that round more than the plain sum are forbidden.
     batch
         The batch size that the choice may consider: 1 if it must not depend on it.
+    variant
+        Which of its variants a row must take (Winograd's tile, by name); "" leaves that to the row.
     """
 
     problem: ConvProblem
@@ -42,6 +49,7 @@ class Request:
     exact: bool
     batch: int
     threads: int
+    variant: str = ""
 
 
 Verdict = str | None  # None: the row serves; else the reason why not
@@ -50,12 +58,15 @@ Verdict = str | None  # None: the row serves; else the reason why not
 @dataclass(frozen=True)
 class Row:
     """One algorithm. `refuses` says what it cannot do, `declines` what it can do but another row does better, `engine`
-    makes the compiled plan and says whether it covers all of the result."""
+    makes the compiled plan and says whether it covers all of the result, `cycles` predicts its time and `variants`
+    names the forms that it can take."""
 
     name: str
     refuses: Callable[[Request], Verdict]
     declines: Callable[[Request], Verdict]
     engine: Callable[[Request], tuple[Any, bool]]
+    cycles: Callable[[Request], float]
+    variants: Callable[[Request], tuple[str, ...]] = lambda r: ("",)
 
 
 @dataclass(frozen=True)
@@ -69,11 +80,19 @@ class Plan:
     algorithm
         Name of the row that was chosen.
     refused
-        (row, reason) of every row above it.
+        (row, reason) of every row above it, or of every row that cannot run this where `measured` says the rest.
     engine
         The compiled plan; None for the reference.
     covers
         False if parts of dx meet no tap, so that they must be filled in beforehand.
+    request
+        What the rows of the table were asked.
+    relu
+        Whether max(., 0) is applied to the result.
+    variant
+        The form that the row takes: Winograd's tile.
+    measured
+        (name, seconds) of what tuning compared; empty if the choice was by prediction.
     """
 
     problem: ConvProblem
@@ -82,22 +101,44 @@ class Plan:
     isa: str
     refused: tuple[tuple[str, str], ...]
     engine: Any = field(compare=False)
+    request: Request = field(compare=False)
     covers: bool = True
+    relu: bool = False
+    variant: str = ""
+    measured: tuple[tuple[str, float], ...] = ()
 
     @property
     def threads(self) -> int:
         """Threads that the pass uses under the current settings."""
-        return 1 if self.problem.macs < SMALL else settings().threads
+        small = SMALL_CHANNELWISE if self.algorithm == "channelwise" else SMALL
+        return 1 if self.problem.macs < small else settings().threads
+
+    @property
+    def predicted(self) -> tuple[tuple[str, float], ...]:
+        """(name, cycles of one core) of every row and variant that could run this, in the order of the table."""
+        return tuple((label(row.name, variant), row.cycles(replace(self.request, variant=variant)))
+                     for row, variant in candidates(self.request))
 
     def __str__(self) -> str:
         p = self.problem
-        rows = [f"{self.op}: {self.algorithm} ({self.isa}), {self.threads} thread(s)",
+        rows = [f"{self.op}: {label(self.algorithm, self.variant)} ({self.isa}), {self.threads} thread(s)",
                 f"  x {p.x_shape}, w {p.w_shape}, y {p.y_shape}, {p.dtype}, {p.order}, {p.macs / 1e6:.3g} MMAC"]
         if self.engine is not None:
             rows.append(f"  {self.engine.tasks} tasks, {self.engine.workspace_bytes / 1024:.0f} KiB of workspace "
                         "per thread")
         rows += [f"  not {name}: {reason}" for name, reason in self.refused]
+        threads = 1 if self.engine is None else min(self.threads, self.engine.tasks)
+        gigahertz = costs.clock() / 1e9
+        for name, cycles in self.predicted:
+            rows.append(f"  predicted {name}: {human(cycles, 'cycles')}, {cycles / gigahertz / 1e6 / threads:.3g} ms "
+                        f"with {threads} thread(s) of {gigahertz:.2g} GHz")
+        rows += [f"  measured {name}: {seconds * 1e3:.3g} ms" for name, seconds in self.measured]
         return "\n".join(rows)
+
+
+def label(algorithm: str, variant: str = "") -> str:
+    """"winograd f4x4_3x3", "direct"."""
+    return f"{algorithm} {variant}" if variant else algorithm
 
 
 def _never(r: Request) -> Verdict:
@@ -124,8 +165,10 @@ def _winograd_refuses(r: Request) -> Verdict:
 
 def _winograd_declines(r: Request) -> Verdict:
     shape = _best_shape(r)
-    own = costs.winograd(r.problem, r.op, r.isa, shape, r.batch, r.packed)
+    own = _winograd_cycles(r)
     other = costs.direct(r.problem, r.op, r.isa, r.batch)
+    if _channelwise_refuses(r) is None and _channelwise_declines(r) is None:
+        other = min(other, costs.channelwise(r.problem, r.op, r.isa, r.batch))
     if own < other:
         return None
     return f"{shape.name} would take about {own:,.0f} cycles, the plain sum {other:,.0f}"
@@ -135,8 +178,17 @@ def _shapes_for(p: ConvProblem) -> list[costs.Shape]:
     return [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
 
 
+def _winograd_variants(r: Request) -> tuple[str, ...]:
+    return tuple(shape.name for shape in _shapes_for(r.problem))
+
+
+def _winograd_cycles(r: Request) -> float:
+    return costs.winograd(r.problem, r.op, r.isa, _best_shape(r), r.batch, r.packed)
+
+
 def _best_shape(r: Request) -> costs.Shape:
-    return min(_shapes_for(r.problem), key=lambda s: costs.winograd(r.problem, r.op, r.isa, s, r.batch, r.packed))
+    shapes = [shape for shape in _shapes_for(r.problem) if r.variant in ("", shape.name)]
+    return min(shapes, key=lambda s: costs.winograd(r.problem, r.op, r.isa, s, r.batch, r.packed))
 
 
 def _winograd(r: Request) -> tuple[Any, bool]:
@@ -145,7 +197,7 @@ def _winograd(r: Request) -> tuple[Any, bool]:
     lattices = _lattices(r)[0]
     if p.dilation != (1, 1, 1):
         lattices = lattice.undilated(lattices[0], p.dilation)
-    tasks = -(-4 * r.threads // len(lattices))
+    tasks = -(-r.threads // len(lattices))
     parts = [_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, tasks) for part in lattices]
     return _cpu.ConvPlan(parts, one_packing=True), True
 
@@ -155,9 +207,16 @@ def _winograd(r: Request) -> tuple[Any, bool]:
 def _channelwise_refuses(r: Request) -> Verdict:
     if r.op == "conv_weight_grad":
         return "it has no weight gradient"
-    if costs.channels(r.problem, r.op) != (1, 1):
-        c, k = costs.channels(r.problem, r.op)
-        return f"it needs groups of one input and one output channel, and these have {c} and {k}"
+    lanes = _cpu.vector_lanes(r.isa, r.problem.dtype)
+    c, k = costs.channels(r.problem, r.op)
+    if max(c, k) > lanes:
+        return f"it needs groups that fit a vector of {lanes} channels, and these have {c} and {k}"
+    return None
+
+
+def _channelwise_declines(r: Request) -> Verdict:
+    if r.problem.groups == 1 and costs.channels(r.problem, r.op) != (1, 1):
+        return "there is one group, of several channels"
     return None
 
 
@@ -170,48 +229,50 @@ def _channelwise(r: Request) -> tuple[Any, bool]:
 # ---- Direct and im2col -------------------------------------------------------------------------------------------
 
 def _direct_refuses(r: Request) -> Verdict:
-    x, _, step = _operands(r)
     if r.op == "conv_weight_grad":
-        if x[1] != 1:
-            return f"it reads x in place, which needs channels with stride 1 (channels_last), and theirs is {x[1]}"
+        stride = r.problem.x_strides[1]
+        if stride != 1:
+            return f"it reads x in place, which needs channels with stride 1 (channels_last), and theirs is {stride}"
         return None
-    if x[1] != 1 and x[4] * step != 1:
-        return (f"it reads its input in place, which needs channels or pixels with stride 1, and theirs are {x[1]} "
-                f"and {x[4]} * {step} = {x[4] * step}")
+    p = r.problem
+    read, _ = costs.channels(p, r.op)
+    size = math.prod((k - 1) * d + 1 for k, d in zip(p.kernel[:2], p.dilation[:2], strict=True)) * read * 4
+    size *= (p.kernel[2] - 1) * p.dilation[2] + 2 * _cpu.tile(r.isa, p.dtype)[0] * p.stride[2]
+    if size > MAX_COPY:
+        return f"the rows that the taps of a few outputs span take {size / 2**20:.3g} MiB, more than {MAX_COPY >> 20}"
     return None
 
 
 def _direct_declines(r: Request) -> Verdict:
-    p = r.problem
-    x, y, _ = _operands(r)
-    rows, columns = _cpu.tile(r.isa, p.dtype)
-    channels, _ = costs.channels(p, r.op)
+    read, written = costs.channels(r.problem, r.op)
+    rows, _ = _cpu.tile(r.isa, r.problem.dtype)
     if r.op == "conv_weight_grad":
-        if channels < rows // 2:
-            return f"{channels} channels per group fill too little of a tile of {rows} rows"
+        if read < rows // 2:
+            return f"{read} channels per group fill too little of a tile of {rows} rows"
         return None
-    width = (p.in_size[2] // p.stride[2]) if r.op == "conv_input_grad" else p.out_size[2]
-    by_pixels = y[1] == 1
-    if p.taps == 1 and not any(p.pad_lo + p.pad_hi):
-        return None
-    if by_pixels and x[1] == 1 and 2 * width < rows:
-        return f"rows of {width} pixels are too short for tiles of {rows} pixels"
-    if by_pixels and x[1] != 1:
-        return f"its channels have stride {x[1]}, so every patch has to be gathered"
-    if not by_pixels and width < 4 * columns and p.taps > 1:
-        return f"rows of {width} pixels have too few inner tiles of {columns} pixels"
-    if not by_pixels and channels < rows:
-        return f"{channels} channels per tap are too short a run of products"
+    lanes = _cpu.vector_lanes(r.isa, r.problem.dtype)
+    if 2 * written < lanes and not _pointwise(r.problem):
+        return f"{written} channels per group fill too little of a vector of {lanes}"
     return None
 
 
-def _operands(r: Request) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Strides of the array that is read in patches and of the one that is written (or, for the weight gradient,
-    read), and the step between patches."""
-    p = r.problem
-    if r.op == "conv_input_grad":
-        return p.y_strides, p.x_strides, 1
-    return p.x_strides, p.y_strides, p.stride[2]
+def _direct(r: Request) -> tuple[Any, bool]:
+    if r.op == "conv_weight_grad":
+        return _gemm(r, gather=False)
+    p, double = r.problem, r.problem.dtype == "float64"
+    _, written = costs.channels(p, r.op)
+    lattices, covers = _lattices(r)
+    columns = _pointwise(p) and (
+        (p.x_strides if r.op == "conv_input_grad" else p.y_strides)[1] != 1
+        or 2 * written < _cpu.vector_lanes(r.isa, p.dtype))
+    if columns:  # pixels are lanes: nothing has to be copied or transposed
+        return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, False, r.relu) for part in lattices]), covers
+    tasks = -(-4 * r.threads // max(len(lattices), 1))
+    return _cpu.ConvPlan([_cpu.direct_part(part, r.isa, double, r.relu, tasks) for part in lattices]), covers
+
+
+def _pointwise(p: ConvProblem) -> bool:
+    return p.taps == 1 and not any(p.pad_lo + p.pad_hi) and p.stride == (1, 1, 1)
 
 
 def _gemm(r: Request, gather: bool) -> tuple[Any, bool]:
@@ -231,11 +292,15 @@ def _seen(p: ConvProblem, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 ROWS = (
-    Row("winograd", _winograd_refuses, _winograd_declines, _winograd),
-    Row("channelwise", _channelwise_refuses, _never, _channelwise),
-    Row("direct", _direct_refuses, _direct_declines, lambda r: _gemm(r, gather=False)),
-    Row("im2col", _never, _never, lambda r: _gemm(r, gather=True)),
-    Row("reference", _never, _never, lambda r: (None, True)),
+    Row("winograd", _winograd_refuses, _winograd_declines, _winograd, _winograd_cycles, _winograd_variants),
+    Row("channelwise", _channelwise_refuses, _channelwise_declines, _channelwise,
+        lambda r: costs.channelwise(r.problem, r.op, r.isa, r.batch)),
+    Row("direct", _direct_refuses, _direct_declines, _direct,
+        lambda r: costs.direct(r.problem, r.op, r.isa, r.batch)),
+    Row("im2col", _never, _never, lambda r: _gemm(r, gather=True),
+        lambda r: costs.im2col(r.problem, r.op, r.isa, r.batch)),
+    Row("reference", _never, _never, lambda r: (None, True),
+        lambda r: costs.reference(r.problem, r.batch)),
 )
 
 _plans: OrderedDict[Any, Plan] = OrderedDict()
@@ -253,7 +318,7 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bo
     algorithm
         "auto", or the name of the row to force; "auto" gives way to ``config(algorithm=...)``.
     relu
-        Whether max(., 0) is applied to the result ("conv" only).
+        Whether max(., 0) is applied to the result; no weight gradient has that.
     packed
         Whether the weights are packed once and used many times.
 
@@ -262,7 +327,7 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bo
     ValueError
         If the row that is forced refuses, with its reason.
     """
-    key = (problem, op, algorithm, relu, packed, settings())
+    key = (problem, op, algorithm, relu, packed, token())
     plan = _plans.get(key)
     if plan is None:
         plan = _plans[key] = _choose(problem, op, algorithm, relu, packed, settings())
@@ -288,6 +353,8 @@ def _choose(problem: ConvProblem, op: str, algorithm: str, relu: bool, packed: b
                          "needed. Hint: 'auto' lets fastconv choose, and fastconv.explain says what and why")
     request = Request(problem, op, current.isa, relu, packed, current.exact,
                       1 if current.batch_invariant else problem.batch, current.threads)
+    if current.tune and algorithm == "auto":
+        return _tuned(request)
     refused = []
     for row in ROWS:
         if algorithm not in ("auto", row.name):
@@ -300,6 +367,36 @@ def _choose(problem: ConvProblem, op: str, algorithm: str, relu: bool, packed: b
         if reason:
             refused.append((row.name, reason))
             continue
-        engine, covers = row.engine(request)
-        return Plan(problem, op, row.name, current.isa if engine else "numpy", tuple(refused), engine, covers)
+        return make_plan(request, row, refused=tuple(refused))
     raise AssertionError("the reference serves every problem")
+
+
+def make_plan(request: Request, row: Row, variant: str = "", *, refused: tuple[tuple[str, str], ...] = (),
+              measured: tuple[tuple[str, float], ...] = ()) -> Plan:
+    """The plan of one row for what is asked."""
+    if not variant and row.name == "winograd":
+        variant = _best_shape(request).name
+    request = replace(request, variant=variant)
+    engine, covers = row.engine(request)
+    return Plan(request.problem, request.op, row.name, request.isa if engine else "numpy", refused, engine, request,
+                covers, request.relu, variant, measured)
+
+
+def candidates(request: Request) -> list[tuple[Row, str]]:
+    """Every compiled row that can run what is asked, in each of its variants."""
+    return [(row, variant) for row in ROWS[:-1] if not row.refuses(request) for variant in row.variants(request)]
+
+
+def predicted_choice(request: Request) -> str:
+    """The label of what runs without tuning."""
+    row = next(row for row in ROWS if not row.refuses(request) and not row.declines(request))
+    return label(row.name, _best_shape(request).name if row.name == "winograd" else "")
+
+
+def _tuned(request: Request) -> Plan:
+    """The plan that is fastest when it is tried, or was when it was tried before."""
+    from fastconv import tune
+
+    choice = tune.choose(request)
+    refused = tuple((row.name, reason) for row in ROWS[:-1] if (reason := row.refuses(request)))
+    return make_plan(request, choice.row, choice.variant, refused=refused, measured=choice.measured)

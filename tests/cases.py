@@ -104,6 +104,9 @@ CONVS = {
     "depthwise, asymmetric": conv((2, 5, 6, 8), (5, 1, 2, 3), 2, ((0, 3), (4, 1)), groups=5),
     **{f"{n} depthwise channels": conv((2, n, 3, 5), (n, 1, 3, 3), padding=1, groups=n) for n in AROUND_TILES},
     **{f"depthwise width {n}": conv((1, 3, 2, n), (3, 1, 3, 3), padding=1, groups=3) for n in AROUND_TILES},
+    "groups of 4": conv((2, 40, 7, 11), (40, 4, 3, 3), padding=1, groups=10),
+    "groups of 3 to 5": conv((1, 33, 5, 9), (55, 3, 2, 3), padding=1, groups=11),
+    "groups of 6 to 2, stride": conv((1, 48, 7, 9), (16, 6, 3, 3), 2, 1, groups=8),
     "depthwise times 3": conv((1, 5, 7, 9), (15, 1, 3, 3), padding=1, groups=5),
     # long reductions, which are cut into chunks; many pixels, which are cut into tasks
     "long reduction": conv((1, 300, 4, 5), (10, 300, 3, 3), padding=1),

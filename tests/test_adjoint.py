@@ -30,6 +30,8 @@ LARGE = {
     "ResNet 1x1 stride 2": conv((1, 128, 28, 28), (256, 128, 1, 1), stride=2),
     "AlexNet groups": conv((2, 48, 27, 27), (128, 24, 5, 5), padding=2, groups=2),
     "depthwise": conv((2, 96, 56, 56), (96, 1, 3, 3), padding=1, groups=96),
+    "depthwise 5x5": conv((1, 96, 28, 28), (96, 1, 5, 5), padding=2, groups=96),
+    "groups of 4": conv((1, 64, 28, 28), (64, 4, 3, 3), padding=1, groups=16),
     "dilated": conv((1, 32, 65, 65), (32, 32, 3, 3), padding=4, dilation=4),
     "asymmetric": conv((2, 32, 40, 41), (48, 32, 2, 3), 2, ((0, 1), (3, 0))),
     "3d": conv((1, 16, 20, 24, 28), (24, 16, 3, 3, 3), padding=1),

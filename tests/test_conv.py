@@ -1,9 +1,7 @@
-"""The public convolutions: padding by name and mode, single samples, prepared weights, linear maps.
+"""The public convolutions: padding by name and mode, single samples, repeated calls, linear maps.
 
 What the kernels compute is in test_matrix_conv; that PyTorch's calls work in test_opinfo.
 """
-
-import threading
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from cases import CONVS
 from tolerance import assert_close
 
 import fastconv
-from fastconv import functional, prepare_conv
+from fastconv import functional
 from fastconv.arrays import memory_order
 
 PASSES = ("conv", "conv_input_grad", "conv_weight_grad")
@@ -209,13 +207,14 @@ def test_a_forced_row_that_refuses_says_why():
     x, w = np.zeros((1, 8, 9, 9), np.float32), np.zeros((4, 8, 3, 3), np.float32)
     with pytest.raises(ValueError, match=r"algorithm is 'winograd'.*exact=True"):
         functional.conv(x, w, algorithm="winograd")
-    with pytest.raises(ValueError, match=r"algorithm is 'channelwise'.*8"):
-        functional.conv(x, w, algorithm="channelwise")
+    with pytest.raises(ValueError, match=r"algorithm is 'channelwise'.*80"):
+        functional.conv(x.repeat(10, 1), w.repeat(10, 1), algorithm="channelwise")
+    wide = np.zeros((1, 8, 1, 400_000), np.float32)
     with (
         fastconv.config(algorithm="direct"),
-        pytest.raises(ValueError, match=r"algorithm is 'direct'.*stride"),
+        pytest.raises(ValueError, match=r"algorithm is 'direct'.*MiB, more than 8"),
     ):
-        functional.conv(x[..., ::-1], w)
+        functional.conv(wide, w[:, :, :1], dilation=180_000)
 
 
 def test_the_call_overrides_the_setting():
@@ -226,86 +225,74 @@ def test_the_call_overrides_the_setting():
 
 
 # --------------------------------------------------------------------------------------------------
-# Prepared weights
+# Repeated calls, which are recognised by their layouts and options
 # --------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = {
-    None: lambda y: y,
-    "relu": lambda y: np.maximum(y, 0),
-    "leaky_relu": lambda y: np.where(y > 0, y, 0.01 * y),
-    "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
-    "tanh": np.tanh,
-}
+
+@pytest.mark.parametrize("order", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("batch", [2, None])
+def test_a_repeated_call_computes_again(order, batch):
+    w, b = normal(0, (16, 6, 3, 3), (16,))
+    for seed in range(3):
+        (x,) = normal(seed, (batch or 1, 6, 10, 12))
+        if order == "channels_last":
+            x = fastconv.to_channels_last(x)
+        elif order == "sliced":
+            x = np.repeat(x, 2, axis=3)[..., ::2]
+        y = functional.conv2d(x if batch else x[0], w, b, padding=1)
+        padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), (1, 1), (1, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        expected = np.einsum("nchwij,kcij->nkhw", windows, w.astype(np.float64)) + b[:, None, None]
+        assert_close(y, expected if batch else expected[0], 54)
+        if batch:
+            assert memory_order(y) == memory_order(x)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("name", ["2 groups", "depthwise", "kernel 3", "3d stride 2", "1d kernel 9"])
-def test_prepared_convolution_is_the_convolution(name, activation):
-    case = CONVS[name]
-    x, w, b = normal(0, case.x, case.w, case.w[:1])
-    prepared = prepare_conv(w, b, *case.arguments, activation=activation)
-    expected = ACTIVATIONS[activation](
-        functional.conv(*(array.astype(np.float64) for array in (x, w, b)), *case.arguments)
-    )
-    n = case.reduction["conv"]
-    # twice, from fewer samples, and in the other order
-    for array in (x, x, x[:1], fastconv.to_channels_last(x)):
-        assert_close(prepared(array), expected[: len(array)], n, magnitude=n**0.5)
-    out = np.full(case.y, np.nan, np.float32)
-    assert prepared(x, out=out) is out
-    assert_close(out, expected, n, magnitude=n**0.5)
-    assert prepared.nbytes >= w.nbytes or case.groups > 1
+def test_a_repeated_call_checks_what_is_new():
+    """After a call that was right, wrong ones with equal, or equally hashed, arguments are still refused."""
+    x, w, b = normal(0, (1, 8, 6, 6), (8, 8, 3, 3), (8,))
+    for _ in range(2):
+        functional.conv2d(x, w, b, 1, 1)
+    for wrong in ((1.0, 1), (True, 1), (1, 1.0), (np.float64(1), 1)):
+        with pytest.raises(TypeError, match="integer is needed"):
+            functional.conv2d(x, w, b, *wrong)
+    for arrays in ((x.astype(">f4"), w, b), (x, w.astype(np.float64), b), (x, w, b.astype(np.float64)),
+                   (x.astype(np.int32), w, b), (x.view(np.int32), w, b), (x, w.tolist(), b)):
+        with pytest.raises(TypeError):
+            functional.conv2d(*arrays, 1, 1)
+    unaligned = np.frombuffer(b"\0" * (x.nbytes + 1), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    with pytest.raises(ValueError, match="aligned"):
+        functional.conv2d(unaligned, w, b, 1, 1)
+    with pytest.raises(ValueError, match="bias"):
+        functional.conv2d(x, w, b[:4], 1, 1)
+    with pytest.raises(ValueError, match="axes"):
+        functional.conv1d(x, w, b, 1, 1)
+    for same in ((np.int64(1), 1), ([1, 1], [1, 1]), ((1, 1), ((1, 1), (1, 1)))):
+        np.testing.assert_array_equal(functional.conv2d(x, w, b, *same), functional.conv2d(x, w, b, 1, 1))
 
 
-def test_prepared_convolution_keeps_its_own_weights():
-    x, w, b = normal(0, (2, 8, 6, 6), (4, 8, 3, 3), (4,))
-    prepared = prepare_conv(w, b, padding=1)
-    before = prepared(x)
-    w[...], b[...] = 0, 0
-    np.testing.assert_array_equal(prepared(x), before)
-    # also for layouts that it has not packed for yet
-    assert_close(prepared(fastconv.to_channels_last(x)), before.astype(np.float64), 72)
+def test_a_repeated_call_obeys_the_settings():
+    x, w = normal(0, (1, 64, 24, 24), (64, 64, 3, 3))
+    with fastconv.config(exact=False):
+        fast = [functional.conv2d(x, w, padding=1) for _ in range(2)]
+    plain = [functional.conv2d(x, w, padding=1) for _ in range(2)]
+    with fastconv.config(exact=False):
+        again = functional.conv2d(x, w, padding=1)
+    assert not np.array_equal(fast[0], plain[0])
+    for a, b in ((fast[0], fast[1]), (fast[0], again), (plain[0], plain[1])):
+        np.testing.assert_array_equal(a, b)
 
 
-def test_prepared_convolution_pads_by_mode():
-    x, w = normal(0, (2, 8, 6, 6), (4, 8, 3, 3))
-    prepared = prepare_conv(w, padding="same", padding_mode="circular")
-    expected = functional.conv(x, w, padding="same", padding_mode="circular")
-    np.testing.assert_array_equal(prepared(x), expected)
-
-
-def test_prepared_convolution_serves_many_threads():
-    w, b = normal(0, (16, 8, 3, 3), (16,))
-    sizes = range(5, 25)
-    inputs = [normal(size, (1, 8, size, size))[0] for size in sizes]
-    inputs += [fastconv.to_channels_last(x) for x in inputs]
-    alone = [prepare_conv(w, b, padding=1)(x) for x in inputs]
-    prepared = prepare_conv(w, b, padding=1)
-    start, wrong = threading.Barrier(8), []
-
-    def work():
-        start.wait()
-        for x, expected in zip(inputs, alone, strict=True):
-            if not np.array_equal(prepared(x), expected):
-                wrong.append(x.shape)
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-@pytest.mark.parametrize("algorithm", ["direct", "im2col", "auto"])
-def test_relu_passes_nan_on(algorithm):
-    """max(NaN, 0) is NaN in NumPy and PyTorch, and not in C."""
-    x, w = normal(0, (1, 16, 9, 20), (16, 16, 3, 3))
-    x[0, 0, 4, 10] = np.nan
-    x = fastconv.to_channels_last(x)
-    y = prepare_conv(w, padding=1, activation="relu", algorithm=algorithm)(x)
+def test_a_repeated_call_meets_nan():
+    """Winograd refuses data that are not finite when it sees them; the next call may bring some."""
+    x, w = normal(0, (1, 64, 24, 24), (64, 64, 3, 3))
+    with fastconv.config(exact=False):
+        assert fastconv.explain(x, w, padding=1).algorithm == "winograd"
+        functional.conv2d(x, w, padding=1)
+        x[0, 5, 12, 12] = np.nan
+        y = functional.conv2d(x, w, padding=1)
     expected = np.zeros(y.shape, bool)
-    expected[:, :, 3:6, 9:12] = True
+    expected[:, :, 11:14, 11:14] = True
     np.testing.assert_array_equal(np.isnan(y), expected)
 
 

@@ -273,6 +273,9 @@ def check(op, case, dtype, layouts, number):
         right, right_indices = right
         assert indices.dtype == np.int64
         np.testing.assert_array_equal(indices, right_indices)
+        values, none = cpu.max_pool(problem, *arrays, False, out=out and out.view)
+        assert none is None
+        np.testing.assert_array_equal(out.result() if out else values, right)  # of zeros, either may come out
     compare(op, case, y, right, op not in EXACT and conditions(case, op, arguments))
 
 

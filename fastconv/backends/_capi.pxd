@@ -38,6 +38,16 @@ cdef extern from "fastconv.h" nogil:
     int fc_conv_run(const fc_conv *p, const void *x, const void *packed, const void *bias, void *out,
                      void *workspace, int64_t task)
 
+    ctypedef struct fc_direct:
+        fc_lattice l
+        int relu
+        int64_t min_tasks, tasks, pack_tasks, packed_bytes, workspace_bytes
+
+    void fc_direct_block(fc_direct *p)
+    void fc_direct_pack(const fc_direct *p, const void *w, void *packed, int64_t task)
+    int fc_direct_run(const fc_direct *p, const void *x, const void *packed, const void *bias, void *out,
+                      void *workspace, int64_t task)
+
     ctypedef struct fc_wino:
         fc_lattice l
         int relu, shape

@@ -81,7 +81,7 @@ cdef class Part:
 
 
 def gemm_part(lattice, str isa, bint is_double, bint gather, bint relu):
-    """Direct (gather=False) or im2col (True)."""
+    """im2col (gather=True), or 1x1 in place."""
     cdef Part part = Part()
     cdef fc_conv *p = <fc_conv *>part.new_plan(sizeof(fc_conv), lattice, isa, is_double, gather)
     p.l, p.relu = part.lattice.l, relu
@@ -89,6 +89,18 @@ def gemm_part(lattice, str isa, bint is_double, bint gather, bint relu):
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
     part.calls.pack, part.calls.run = <PackTask>fc_conv_pack, <RunTask>fc_conv_run
     part.layout = ("gemm", isa, is_double, p.pixels_are_rows, p.packed_bytes, p.pack_tasks, p.l.taps)
+    return part
+
+
+def direct_part(lattice, str isa, bint is_double, bint relu, int min_tasks):
+    """Products with rows of the input, in place or from a padded copy."""
+    cdef Part part = Part()
+    cdef fc_direct *p = <fc_direct *>part.new_plan(sizeof(fc_direct), lattice, isa, is_double, False)
+    p.l, p.relu, p.min_tasks = part.lattice.l, relu, min_tasks
+    fc_direct_block(p)
+    part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
+    part.calls.pack, part.calls.run = <PackTask>fc_direct_pack, <RunTask>fc_direct_run
+    part.layout = ("direct", isa, is_double, p.packed_bytes, p.pack_tasks, p.l.taps)
     return part
 
 

@@ -32,40 +32,67 @@ __all__ = [
 FINITE_OR_NOT = "im2col"
 
 
+class Run:
+    """A planned convolution, or input gradient (as a transposed convolution, with bias), to be run many times.
+
+    Parameters
+    ----------
+    op
+        "conv" or "conv_input_grad".
+    relu
+        Whether max(., 0) is applied to the result.
+    packed
+        Keeps the weights in the layout of a plan; without it they are packed at every run.
+    """
+
+    __slots__ = ("_dtype", "_engine", "_packed", "_shape", "_threads", "plan")
+
+    def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
+                 packed: Callable[[Plan], Any] | None = None) -> None:
+        self.plan = plan = plan_for(problem, op, algorithm, relu=relu, packed=packed is not None)
+        self._shape = problem.y_shape if op == "conv" else problem.x_shape
+        self._dtype = np.dtype(problem.dtype)
+        self._threads = plan.threads
+        self._engine = plan.engine
+        self._packed = None if packed is None or plan.engine is None else packed(plan)
+
+    def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None) -> Array:
+        """Write the result to `out`, or return it in a new array; `b` is contiguous."""
+        if self._engine is None:
+            return self._reference(x, w, b, out)
+        plan = self.plan
+        if out is None:
+            out = empty(self._shape, self._dtype, plan.problem.order)
+        if not plan.covers:
+            out[...] = 0 if b is None else self._relu(_along_channels(b, plan.problem))
+        if not self._engine.run(x, w if self._packed is None else self._packed, b, out, self._threads):
+            again = plan_for(plan.problem, plan.op, FINITE_OR_NOT, relu=plan.relu)
+            again.engine.run(x, w, b, out, self._threads)
+        return out
+
+    def _reference(self, x: Array, w: Array, b: Array | None, out: Array | None) -> Array:
+        problem = self.plan.problem
+        if self.plan.op == "conv":
+            return self._relu(reference.conv(problem, x, w, b, out=out))
+        y = reference.conv_input_grad(problem, x, w, out=out)
+        if b is not None:
+            y += _along_channels(b, problem)
+        return self._relu(y)
+
+    def _relu(self, y: Array) -> Array:
+        return np.maximum(y, 0, out=y) if self.plan.relu else y
+
+
 def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,
-         algorithm: str = "auto", relu: bool = False, packed: Callable[[Plan], Any] | None = None) -> Array:
-    """y = conv(x, w) + b, then max(y, 0) if `relu`; `packed` keeps the weights in the layout of a plan."""
-    plan = plan_for(problem, "conv", algorithm, relu=relu, packed=packed is not None)
-    if plan.engine is None:
-        y = reference.conv(problem, x, w, b, out=out)
-        return np.maximum(y, 0, out=y) if relu else y
-    if out is None:
-        out = empty(problem.y_shape, problem.dtype, problem.order)
-    b = _contiguous(b)
-    if not plan.engine.run(x, w if packed is None else packed(plan), b, out, plan.threads):
-        plan = plan_for(problem, "conv", FINITE_OR_NOT, relu=relu)
-        plan.engine.run(x, w, b, out, plan.threads)
-    return out
+         algorithm: str = "auto") -> Array:
+    """y = conv(x, w) + b."""
+    return Run(problem, "conv", algorithm)(x, w, _contiguous(b), out)
 
 
 def conv_input_grad(problem: ConvProblem, dy: Array, w: Array, *, out: Array | None = None,
                     bias: Array | None = None, algorithm: str = "auto") -> Array:
     """dx from dy; as a transposed convolution it adds `bias` to the result."""
-    plan = plan_for(problem, "conv_input_grad", algorithm)
-    if plan.engine is None:
-        dx = reference.conv_input_grad(problem, dy, w, out=out)
-        if bias is not None:
-            dx += bias.reshape(-1, *[1] * problem.ndim)
-        return dx
-    if out is None:
-        out = empty(problem.x_shape, problem.dtype, problem.order)
-    if not plan.covers:
-        out[...] = 0 if bias is None else bias.reshape(-1, *[1] * problem.ndim)
-    bias = _contiguous(bias)
-    if not plan.engine.run(dy, w, bias, out, plan.threads):
-        plan = plan_for(problem, "conv_input_grad", FINITE_OR_NOT)
-        plan.engine.run(dy, w, bias, out, plan.threads)
-    return out
+    return Run(problem, "conv_input_grad", algorithm)(dy, w, _contiguous(bias), out)
 
 
 def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | None = None,
@@ -82,3 +109,8 @@ def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | 
 
 def _contiguous(b: Array | None) -> Array | None:
     return b if b is None or b.flags.c_contiguous else np.ascontiguousarray(b)
+
+
+def _along_channels(b: Array, problem: ConvProblem) -> Array:
+    """The bias as an array of its own that is broadcast over batch and space."""
+    return b.reshape(-1, *[1] * problem.ndim).copy()

@@ -19,12 +19,13 @@ from fastconv.problem import PoolProblem
 _INDEX_OUT_OF_RANGE, _WINDOW_TOO_LARGE = 1, 2
 
 
-def max_pool(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tuple[Array, Array]:
-    """(y, indices): the maximum of each window and its flat position in the unpadded input plane."""
+def max_pool(problem: PoolProblem, x: Array, indices: bool = True, *,
+             out: Array | None = None) -> tuple[Array, Array | None]:
+    """(y, positions): the maximum of each window and, with `indices`, its flat position in the unpadded plane."""
     y = _y_like(problem, out)
-    indices = empty(problem.y_shape, np.int64, problem.order)
-    _run("max_pool", problem, x, y, indices)
-    return y, indices
+    positions = empty(problem.y_shape, np.int64, problem.order) if indices else None
+    _run("max_pool", problem, x, y, positions)
+    return y, positions
 
 
 def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:

@@ -12,7 +12,8 @@ from fastconv.problem.pool import PoolProblem
 
 
 @quiet
-def max_pool(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tuple[Array, Array]:
+def max_pool(problem: PoolProblem, x: Array, indices: bool = True, *,
+             out: Array | None = None) -> tuple[Array, Array | None]:
     """Return the maximum of every window, and where it was found.
 
     Padding is not part of a window. Of equal maxima the first in row-major order counts. NaN is
@@ -23,25 +24,28 @@ def max_pool(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tup
     problem
         Sizes and window tables.
     x : (N, C, *in_size)
+    indices
+        Whether positions are wanted.
     out : (N, C, *out_size), optional
         The maxima are written to it if given.
 
     Returns
     -------
     y : (N, C, *out_size), of x's dtype and memory order
-    indices : (N, C, *out_size), int64, of x's memory order
+    positions : (N, C, *out_size), int64, of x's memory order; None without `indices`
         Flat row-major positions in the plane or volume `in_size`, without padding.
     """
     x5 = rank5(x)
     shape = (*x5.shape[:2], *problem.out_size)
     y = np.full(shape, -np.inf, x.dtype)
-    indices = np.full(shape, -1)
+    positions = np.full(shape, -1)
     for position, inside in _window_taps(problem):
         value = x5[position]
-        better = inside & ((value > y) | np.isnan(value) | (indices < 0))
+        better = inside & ((value > y) | np.isnan(value) | (positions < 0))
         y = np.where(better, value, y)
-        indices = np.where(better, _flat(problem, position), indices)
-    return write_result(y, like=x, out=out), write_result(indices, like=x, dtype=np.int64)
+        positions = np.where(better, _flat(problem, position), positions)
+    y = write_result(y, like=x, out=out)
+    return y, write_result(positions, like=x, dtype=np.int64) if indices else None
 
 
 @quiet

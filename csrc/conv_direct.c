@@ -1,0 +1,319 @@
+/* Forward convolution and data gradient from rows of the input in place or of a padded copy; see fc_direct in
+ * fastconv.h. */
+#include <stddef.h>
+#include <string.h>
+
+#include "blocking.h"
+#include "fastconv.h"
+#include "kernels.h"
+
+/* Budgets: weights of a panel that stay in L1 while strips pass by; the copy, in L2; outputs of a panel, in L2. */
+enum { PANEL_BYTES = 24 * 1024, STAGE_BYTES = 256 * 1024, PIXELS = 512 };
+
+enum { LINE = 64 / sizeof(real) };
+
+/* Rows of a tile that lie a multiple of this apart fall into the same set of L1. */
+enum { ALIAS_BYTES = 4096 };
+
+/* Input positions that `n` outputs along an axis span. */
+static int64_t extent(const fc_direct *p, int axis, int64_t n) { return (n - 1) * p->l.step[axis] + p->span[axis]; }
+
+static int64_t stage_size(const fc_direct *p, const int64_t box[3]) {
+    return extent(p, 0, box[0]) * extent(p, 1, box[1]) * extent(p, 2, box[2]) * p->pitch;
+}
+
+/* Grows an axis of the box as long as its input fits the budget. */
+static void grow(fc_direct *p, int axis) {
+    int64_t *box = p->box;
+    const int64_t rest = box[0] * box[1] * box[2];
+    while (box[axis] < p->l.out_size[axis] && rest * (box[axis] + 1) <= PIXELS) {
+        box[axis]++;
+        if (stage_size(p, box) > STAGE_BYTES / (int64_t)sizeof(real)) {
+            box[axis]--;
+            return;
+        }
+    }
+}
+
+static int64_t box_tasks(const fc_direct *p) {
+    int64_t n = p->l.batch * p->l.groups;
+    for (int a = 0; a < 3; a++) n *= ceil_div(p->l.out_size[a], p->box[a]);
+    return n;
+}
+
+void FC_NAME(fc_direct_block)(fc_direct *p) {
+    fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    flatten(l);
+    p->staged = l->in_stride[1] != 1 || l->step[2] * l->in_stride[4] * (int64_t)sizeof(real) % ALIAS_BYTES == 0;
+    for (int a = 0; a < 3; a++) {
+        int64_t low = INT64_MAX, high = INT64_MIN;
+        for (int64_t t = 0; t < l->taps; t++) {
+            low = min64(low, l->tap_at[3 * t + a]);
+            high = max64(high, l->tap_at[3 * t + a]);
+        }
+        p->low[a] = l->taps ? low : 0;
+        p->span[a] = l->taps ? high - low + 1 : 1;
+        p->spacing[a] = p->span[a];
+        for (int64_t t = 0; t < l->taps; t++)
+            if (l->tap_at[3 * t + a] > low) p->spacing[a] = min64(p->spacing[a], l->tap_at[3 * t + a] - low);
+        if (p->low[a] < 0 || p->low[a] + extent(p, a, l->out_size[a]) > l->in_size[a]) p->staged = 1;
+    }
+
+    /* Few channels lie side by side, so that taps along a row are one run; many are skewed if pixels would alias. */
+    p->pitch = max64(l->in_channels, 1);
+    if (p->staged && l->step[2] * p->pitch * (int64_t)sizeof(real) % ALIAS_BYTES == 0)
+        p->pitch += 64 / (int64_t)sizeof(real);
+
+    p->skip_along_rows = -p->low[2] >= k->mr || p->low[2] + extent(p, 2, l->out_size[2]) - l->in_size[2] >= k->mr;
+
+    p->reduction = l->taps * l->in_channels;
+    p->chunk = PANEL_BYTES / (int64_t)sizeof(real) / k->nr;
+    p->chunks = p->reduction <= p->chunk + p->chunk / 2 ? 1 : ceil_div(p->reduction, p->chunk);
+    p->chunk = max64(ceil_div(p->reduction, p->chunks), 1);
+    p->panels = ceil_div(l->out_channels, k->nr);
+
+    int64_t *box = p->box;
+    box[0] = box[1] = 1;
+    box[2] = max64(min64(l->out_size[2], PIXELS), 1);
+    while (box[2] > 2 * k->mr && stage_size(p, box) > 2 * STAGE_BYTES / (int64_t)sizeof(real))
+        box[2] = ceil_div(box[2], 2);
+    if (box[2] == l->out_size[2]) grow(p, 1);
+    if (box[1] == l->out_size[1]) grow(p, 0);
+    while (box_tasks(p) < p->min_tasks && box[0] * box[1] * box[2] > 4 * k->mr) {
+        const int axis = box[0] > 1 ? 0 : box[1] > 1 ? 1 : 2;
+        box[axis] = ceil_div(box[axis], 2);
+    }
+    for (int a = 0; a < 3; a++) {
+        p->boxes[a] = ceil_div(l->out_size[a], box[a]);
+        box[a] = max64(ceil_div(l->out_size[a], max64(p->boxes[a], 1)), 1);
+        if (p->boxes[a]) p->boxes[a] = ceil_div(l->out_size[a], box[a]);
+    }
+    p->panels_per_task = max64(p->panels, 1);
+    while (p->panels_per_task > 1 && box_tasks(p) * ceil_div(p->panels, p->panels_per_task) < p->min_tasks)
+        p->panels_per_task = ceil_div(p->panels_per_task, 2);
+    p->panel_blocks = ceil_div(p->panels, p->panels_per_task);
+    p->tasks = l->batch * l->groups * p->boxes[0] * p->boxes[1] * p->boxes[2] * p->panel_blocks;
+    p->pack_tasks = l->groups * p->panels;
+
+    const int64_t real_bytes = (int64_t)sizeof(real);
+    p->packed_bytes = p->pack_tasks * (p->reduction + 1) * k->nr * real_bytes;
+    /* rows of the copy are filled by whole vectors, the last of which may end behind them */
+    p->stage = p->staged ? stage_size(p, box) + k->vl : 0;
+    p->products = l->out_stride[1] == 1 ? 0 : box[0] * box[1] * box[2] * k->nr;
+    p->workspace_bytes = align64(p->stage * real_bytes) + align64(p->products * real_bytes) +
+                         align64(2 * (p->chunk + 1) * (int64_t)sizeof(fc_term));
+}
+
+void FC_NAME(fc_direct_pack)(const fc_direct *p, const void *w_, void *packed_, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t group = task / p->panels, first = task % p->panels * k->nr;
+    const int64_t valid = min64(k->nr, l->out_channels - first);
+    const real *w = (const real *)w_ + group * l->w_stride[0] + first * l->w_stride[1];
+    real *to = (real *)packed_ + task * (p->reduction + 1) * k->nr, *check = to + p->reduction * k->nr;
+    for (int i = 0; i < k->nr; i++) check[i] = 0;
+    for (int64_t t = 0; t < l->taps; t++)
+        for (int64_t c = 0; c < l->in_channels; c++, to += k->nr) {
+            const real *from = w + l->tap_w[t] + c * l->w_stride[2];
+            for (int64_t i = 0; i < valid; i++) check[i] += 0 * (to[i] = from[i * l->w_stride[1]]);
+            for (int64_t i = valid; i < k->nr; i++) to[i] = 0;
+        }
+}
+
+/* What a task works on. */
+typedef struct {
+    const fc_direct *p;
+    int64_t from[3], count[3]; /* outputs */
+    int64_t origin[3];         /* input position of the first of them under the lowest tap */
+    const real *at_origin;     /* that element, in the input or the copy */
+    int64_t stride[3];         /* between its neighbours */
+    int skip;                  /* there are products with padding, which are left out: the weights are finite */
+    fc_term *terms;
+} box;
+
+/* Whether a tap of an output of the box lies at this distance from its origin. */
+static int needed(const box *b, int axis, int64_t distance) {
+    const fc_direct *p = b->p;
+    const int64_t step = p->l.step[axis];
+    if (step == 1 && p->spacing[axis] == 1) return 1;
+    for (int64_t d = distance; d >= 0 && d > distance - p->span[axis]; d -= p->spacing[axis])
+        if (d % step == 0 && d / step < b->count[axis]) return 1;
+    return 0;
+}
+
+static int outside(const box *b, int axis, int64_t distance) {
+    const int64_t i = b->origin[axis] + distance;
+    return i < 0 || i >= b->p->l.in_size[axis];
+}
+
+/* Copies a row of the input, `width` positions from `x`, with zeros outside. */
+static void copy_row(const fc_direct *p, const real *in, int64_t x, int64_t width, real *to) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t low = min64(max64(-x, 0), width), high = max64(min64(l->in_size[2] - x, width), low);
+    const size_t pixel = (size_t)l->in_channels * sizeof(real);
+    memset(to, 0, (size_t)(low * p->pitch) * sizeof(real));
+    real *first = to + low * p->pitch;
+    const real *from = in + (x + low) * l->in_stride[4];
+    if (l->in_stride[1] != 1) /* the last vector of channels first: what it writes past the end is overwritten */
+        for (int64_t c = (l->in_channels - 1) / k->vl * k->vl; c >= 0; c -= k->vl)
+            k->channels_in(from + c * l->in_stride[1], l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low,
+                           first + c, p->pitch);
+    else if (l->in_stride[4] == p->pitch)
+        memcpy(first, from, (size_t)(high - low) * pixel);
+    else
+        for (int64_t i = low; i < high; i++, from += l->in_stride[4]) memcpy(to + i * p->pitch, from, pixel);
+    memset(to + high * p->pitch, 0, (size_t)((width - high) * p->pitch) * sizeof(real));
+}
+
+static void stage(const box *b, const real *in, real *to) {
+    const fc_direct *p = b->p;
+    const fc_lattice *l = &p->l;
+    const int64_t width = extent(p, 2, b->count[2]);
+    for (int64_t z = 0; z < extent(p, 0, b->count[0]); z++) {
+        if (!needed(b, 0, z) || (b->skip && outside(b, 0, z))) continue;
+        for (int64_t y = 0; y < extent(p, 1, b->count[1]); y++) {
+            if (!needed(b, 1, y)) continue;
+            real *row = to + z * b->stride[0] + y * b->stride[1];
+            if (!outside(b, 0, z) && !outside(b, 1, y))
+                copy_row(p, in + (b->origin[0] + z) * l->in_stride[2] + (b->origin[1] + y) * l->in_stride[3],
+                         b->origin[2], width, row);
+            else if (!b->skip)
+                memset(row, 0, (size_t)(width * p->pitch) * sizeof(real));
+        }
+    }
+}
+
+/* The terms of output (0, 0, 0) of the box and panel 0 for the reduction indices [r0, r1): one per tap, joined where taps
+ * lie next to each other in memory.  Those of other outputs and panels lie a shift away.  `at`, if given: leaves out the
+ * taps that meet only padding for `count` outputs from there. */
+static int64_t terms_of(const box *b, const int64_t *at, int64_t count, const real *packed, int64_t r0, int64_t r1,
+                        fc_term *terms) {
+    const fc_direct *p = b->p;
+    const fc_lattice *l = &p->l;
+    const int64_t nr = ((const fc_kernels *)l->kernels)->nr;
+    int64_t n = 0, c = r0 % max64(l->in_channels, 1);
+    const int64_t *tap = l->tap_at + (l->in_channels ? 3 * (r0 / l->in_channels) : 0);
+    for (int64_t r = r0, run; r < r1; r += run, tap += 3, c = 0) {
+        run = min64(l->in_channels - c, r1 - r);
+        const int64_t z = tap[0] - p->low[0], y = tap[1] - p->low[1], x = tap[2] - p->low[2];
+        if (at) {
+            const int64_t first = b->origin[2] + at[2] * l->step[2] + x, last = first + (count - 1) * l->step[2];
+            if (last < 0 || first >= l->in_size[2] || outside(b, 0, at[0] * l->step[0] + z) ||
+                outside(b, 1, at[1] * l->step[1] + y))
+                continue;
+        }
+        const real *from = b->at_origin + z * b->stride[0] + y * b->stride[1] + x * b->stride[2] + c;
+        const real *weights = packed + r * nr;
+        if (n && terms[n - 1].a + terms[n - 1].k == from && terms[n - 1].b + terms[n - 1].k * nr == weights)
+            terms[n - 1].k += run;
+        else
+            terms[n++] = (fc_term){from, weights, run};
+    }
+    return n;
+}
+
+/* Whether some tap of output i along an axis meets padding. */
+static int meets_padding(const box *b, int axis, int64_t i) {
+    const int64_t first = i * b->p->l.step[axis];
+    return outside(b, axis, first) || outside(b, axis, first + b->p->span[axis] - 1);
+}
+
+/* Panel number `index` of output channels of the box. */
+static void panel(const box *b, const real *packed, int64_t index, int64_t channels, const real *bias, real *out,
+                  real *products) {
+    const fc_direct *p = b->p;
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    fc_term *all = b->terms, *some = all + p->chunk + 1;
+    const int64_t strips = ceil_div(b->count[2], k->mr), height = b->count[2] / strips, taller = b->count[2] % strips;
+    fc_gemm g = {.lda = l->step[2] * b->stride[2], .ldb = k->nr, .n = channels};
+    g.b_shift = index * (p->reduction + 1) * k->nr;
+    g.ldc = p->products ? k->nr : l->out_stride[4];
+    for (int64_t chunk = 0; chunk < p->chunks; chunk++) {
+        const int64_t r0 = chunk * p->chunk, r1 = min64(r0 + p->chunk, p->reduction);
+        const int64_t n_all = terms_of(b, NULL, 0, packed, r0, r1, all);
+        g.add = chunk > 0;
+        if (chunk == p->chunks - 1) g.bias_col = bias, g.relu = p->relu;
+        int64_t at[3];
+        for (at[0] = 0; at[0] < b->count[0]; at[0]++)
+            for (at[1] = 0; at[1] < b->count[1]; at[1]++) {
+                real *row = p->products ? products + (at[0] * b->count[1] + at[1]) * b->count[2] * k->nr
+                                        : out + at[0] * l->out_stride[2] + at[1] * l->out_stride[3];
+                const int skip = b->skip &&
+                                 (p->skip_along_rows || meets_padding(b, 0, at[0]) || meets_padding(b, 1, at[1]));
+                int64_t count;
+                at[2] = 0;
+                for (int64_t i = 0; i < strips; i++, at[2] += count) { /* of even height */
+                    count = height + (i < taller);
+                    g.terms = skip ? some : all;
+                    g.n_terms = skip ? terms_of(b, at, count, packed, r0, r1, some) : n_all;
+                    g.a_shift = at[0] * l->step[0] * b->stride[0] + at[1] * l->step[1] * b->stride[1] +
+                                at[2] * l->step[2] * b->stride[2];
+                    g.c = row + at[2] * g.ldc;
+                    if (!p->products && !g.add) /* stores would otherwise wait for memory at the end */
+                        for (int64_t n = 0; n < count; n++)
+                            for (int64_t c = 0; c < channels; c += LINE) __builtin_prefetch(g.c + n * g.ldc + c, 1);
+                    k->gemm_row((int)count, channels > k->vl ? 2 : 1, &g);
+                }
+            }
+    }
+    if (!p->products) return;
+    for (int64_t z = 0; z < b->count[0]; z++)
+        for (int64_t y = 0; y < b->count[1]; y++)
+            for (int64_t c = 0; c < channels; c += k->vl)
+                k->channels_out(products + (z * b->count[1] + y) * b->count[2] * k->nr + c, k->nr, channels - c,
+                                b->count[2], out + z * l->out_stride[2] + y * l->out_stride[3] + c * l->out_stride[1],
+                                l->out_stride[1], l->out_stride[4]);
+}
+
+int FC_NAME(fc_direct_run)(const fc_direct *p, const void *in_, const void *packed_, const void *bias_, void *out_,
+                           void *workspace, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t first_panel = task % p->panel_blocks * p->panels_per_task;
+    const int64_t last_panel = min64(first_panel + p->panels_per_task, p->panels);
+    int64_t i = task / p->panel_blocks;
+    char *w = workspace;
+    real *copy = take(&w, p->stage * (int64_t)sizeof(real));
+    real *products = take(&w, p->products * (int64_t)sizeof(real));
+    box b = {.p = p, .terms = (fc_term *)w};
+    for (int a = 2; a >= 0; a--) {
+        b.from[a] = i % p->boxes[a] * p->box[a];
+        i /= p->boxes[a];
+        b.count[a] = min64(p->box[a], l->out_size[a] - b.from[a]);
+        b.origin[a] = b.from[a] * l->step[a] + p->low[a];
+    }
+    const int64_t group = i % l->groups, image = i / l->groups, panel_size = (p->reduction + 1) * k->nr;
+    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0] +
+                     group * l->in_channels * l->in_stride[1];
+    const real *packed = (const real *)packed_ + group * p->panels * panel_size;
+    real *out = (real *)out_ + l->out_offset + image * l->out_stride[0] + group * l->out_channels * l->out_stride[1];
+    for (int a = 0; a < 3; a++) out += b.from[a] * l->out_stride[a + 2];
+
+    b.skip = 0;
+    for (int a = 0; a < 3; a++) b.skip |= b.origin[a] < 0 || b.origin[a] + extent(p, a, b.count[a]) > l->in_size[a];
+    for (int64_t n = first_panel; n < last_panel && b.skip; n++)
+        for (int lane = 0; lane < k->nr; lane++)
+            if (packed[(n + 1) * panel_size - k->nr + lane] != 0) b.skip = 0;
+    if (p->staged) {
+        b.stride[2] = p->pitch;
+        b.stride[1] = extent(p, 2, b.count[2]) * b.stride[2];
+        b.stride[0] = extent(p, 1, b.count[1]) * b.stride[1];
+        b.at_origin = copy;
+        stage(&b, in, copy);
+    } else {
+        b.at_origin = in;
+        for (int a = 0; a < 3; a++) {
+            b.stride[a] = l->in_stride[a + 2];
+            b.at_origin += b.origin[a] * b.stride[a];
+        }
+    }
+    for (int64_t n = first_panel; n < last_panel; n++) {
+        const int64_t first = n * k->nr;
+        const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
+        panel(&b, packed, n, min64(k->nr, l->out_channels - first), bias, out + first * l->out_stride[1], products);
+    }
+    return 1;
+}
