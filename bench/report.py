@@ -145,15 +145,19 @@ def distribution(records: Sequence[Record]) -> str:
     if not found:
         return "no row has both fastconv and a peer"
     ratios = [ratio for ratio, _ in found]
-    quantiles = ", ".join(f"{q:.0%} {ratios[round(q * (len(ratios) - 1))]:.2f}" for q in (0, 0.05, 0.25, 0.5, 0.75, 1))
-    below = ", ".join(f"{sum(r < x for r in ratios)} below {x:g}" for x in (0.8, 1, 1.5, 2))
+    names = {0: "min", 0.5: "median", 1: "max"}
+    quantiles = ", ".join(f"{names.get(q, f'{q:.0%}')} {ratios[round(q * (len(ratios) - 1))]:.2f}"
+                          for q in (0, 0.05, 0.25, 0.5, 0.75, 1))
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    below = ", ".join(f"{sum(r < x for r in ratios) / len(ratios):.1%} below {x:g}" for x in (0.8, 1, 1.5, 2))
     edges = [0, 0.5, 0.8, 1, 1.25, 1.6, 2, 3, math.inf]
     bars = []
     for low, high in pairwise(edges):
         count = sum(low <= r < high for r in ratios)
         bars.append(f"  {low:>4g} to {high:<4g} {count:>4} {'#' * round(60 * count / len(ratios))}")
-    worst = "\n".join(f"  {ratio:.2f}  {name}" for ratio, name in found[:5])
-    return (f"x best over {len(ratios)} rows: {quantiles}; {below}\n" + "\n".join(bars) + f"\nworst:\n{worst}")
+    worst = "\n".join(f"  {ratio:.2f}  {name}" for ratio, name in found[:10])
+    return (f"x best over {len(ratios)} rows: {quantiles}, geometric mean {mean:.2f}; {below}\n" + "\n".join(bars)
+            + f"\nworst:\n{worst}")
 
 
 # ---- Chart -------------------------------------------------------------------------------------------------------

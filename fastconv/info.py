@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def report() -> str:
     rows = [
         ("fastconv", f"{fastconv.__version__}, {Path(fastconv.__file__).parent}"),
         ("Python", f"{platform.python_version()}, NumPy {np.__version__}, {platform.platform()}"),
-        ("CPU", _cpu_name()),
+        ("CPU", cpu_name()),
         ("CPU caches", ", ".join(_cpu_caches()) or "unknown"),
         ("ISA", f"{now.isa} (available: {available}; FASTCONV_CPU caps it)"),
         *(("tiles", _tiles(now.isa, dtype)) for dtype in ("float32", "float64")),
@@ -34,7 +35,7 @@ def report() -> str:
         (
             "settings",
             f"exact={now.exact}, batch_invariant={now.batch_invariant}, "
-            f"algorithm={now.algorithm!r}",
+            f"algorithm={now.algorithm!r}, tune={now.tune}",
         ),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
@@ -45,7 +46,9 @@ def _tiles(isa: str, dtype: str) -> str:
     return f"{dtype}: {rows} x {columns}, vectors of {_cpu.vector_lanes(isa, dtype)}"
 
 
-def _cpu_name() -> str:
+@cache
+def cpu_name() -> str:
+    """The model of the CPU, as the operating system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -13,6 +13,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))  # it is a folder of scripts, not a package
 
 import measure  # noqa: E402
+import overhead  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import shapes  # noqa: E402
@@ -166,8 +167,12 @@ def test_summary_has_geometric_means():
 def test_distribution():
     records = [record(fastconv=1.0, torch=ratio) for ratio in (0.5, 0.9, 1.5, 2.5)] + [record(torch=1.0)]
     text = report.distribution(records)
-    assert "over 4 rows: 0% 0.50" in text
-    assert "100% 2.50; 1 below 0.8, 2 below 1, 2 below 1.5, 3 below 2" in text
+    assert "over 4 rows: min 0.50, 5% 0.50, 25% 0.90, median 1.50" in text
+    # (0.5 * 0.9 * 1.5 * 2.5)**(1 / 4) = 1.14
+    assert "max 2.50, geometric mean 1.14; 25.0% below 0.8, 50.0% below 1, 50.0% below 1.5, 75.0% below 2" in text
+    text = report.distribution([record(fastconv=1.0, torch=1.0 + i / 100) for i in range(30)])
+    assert [line.split()[0] for line in text.partition("worst:\n")[2].splitlines()] == [
+        f"{1 + i / 100:.2f}" for i in range(10)]
     assert report.distribution([record(torch=1.0)]) == "no row has both fastconv and a peer"
 
 
@@ -292,6 +297,13 @@ def test_random_prints_the_distribution():
     assert done.returncode == 0, done.stderr
     assert shapes.draw(1, 3)[0].name in done.stdout
     assert "no row has both fastconv and a peer" in done.stdout
+
+
+def test_overhead_prints_a_line_for_each_layer_and_order(capsys):
+    assert overhead.main(["--calls", "1", "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(overhead.LAYERS)
+    assert all("functional.conv2d +" in line and "prepare_conv +" in line for line in lines)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

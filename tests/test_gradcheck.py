@@ -105,6 +105,13 @@ def other_cases():
                    (nn.Linear(5, 3, **F64), normal(5))],
         "ReLU": [(nn.ReLU(), distinct(3, 4))],
         "LeakyReLU": [(nn.LeakyReLU(0.2), distinct(3, 4))],
+        # spread over the corners at 0, 3 and 6
+        "ReLU6": [(nn.ReLU6(), 25 * distinct(3, 4))],
+        "ELU": [(nn.ELU(0.7), distinct(3, 4))],
+        "SiLU": [(nn.SiLU(), 2 * normal(3, 4))],
+        "GELU": [(nn.GELU(), 2 * normal(3, 4)), (nn.GELU("tanh"), 2 * normal(3, 4))],
+        "Hardsigmoid": [(nn.Hardsigmoid(), 25 * distinct(3, 4))],
+        "Hardswish": [(nn.Hardswish(), 25 * distinct(3, 4))],
         "Sigmoid": [(nn.Sigmoid(), normal(3, 4))],
         "Tanh": [(nn.Tanh(), normal(3, 4))],
         "Softmax": [(nn.Softmax(), normal(3, 4, 2)), (nn.Softmax(-1), normal(3, 4))],

@@ -1,5 +1,21 @@
 """Operations and their gradients on plain arrays, under PyTorch's names and argument order."""
 
+from fastconv.functional.activations import (
+    clip,
+    clip_grad,
+    elu,
+    elu_grad,
+    gelu,
+    gelu_grad,
+    hardsigmoid,
+    hardsigmoid_grad,
+    hardswish,
+    hardswish_grad,
+    relu6,
+    relu6_grad,
+    silu,
+    silu_grad,
+)
 from fastconv.functional.conv import (
     conv,
     conv1d,
@@ -17,7 +33,6 @@ from fastconv.functional.conv import (
     linear,
     linear_input_grad,
     linear_weight_grad,
-    prepare_conv,
 )
 from fastconv.functional.norm import (
     batch_norm,
@@ -72,6 +87,7 @@ from fastconv.functional.pool import (
     max_unpool3d,
     max_unpool_grad,
 )
+from fastconv.functional.prepared import prepare_conv, prepare_conv_transpose, prepare_linear
 
 __all__ = [
     "adaptive_avg_pool",
@@ -90,6 +106,8 @@ __all__ = [
     "avg_pool_grad",
     "batch_norm",
     "batch_norm_grad",
+    "clip",
+    "clip_grad",
     "conv",
     "conv1d",
     "conv2d",
@@ -103,8 +121,16 @@ __all__ = [
     "conv_transpose_input_grad",
     "conv_transpose_weight_grad",
     "conv_weight_grad",
+    "elu",
+    "elu_grad",
+    "gelu",
+    "gelu_grad",
     "global_avg_pool",
     "global_max_pool",
+    "hardsigmoid",
+    "hardsigmoid_grad",
+    "hardswish",
+    "hardswish_grad",
     "leaky_relu",
     "leaky_relu_grad",
     "linear",
@@ -130,10 +156,16 @@ __all__ = [
     "max_unpool3d",
     "max_unpool_grad",
     "prepare_conv",
+    "prepare_conv_transpose",
+    "prepare_linear",
     "relu",
+    "relu6",
+    "relu6_grad",
     "relu_grad",
     "sigmoid",
     "sigmoid_grad",
+    "silu",
+    "silu_grad",
     "softmax",
     "softmax_grad",
     "tanh",

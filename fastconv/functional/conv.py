@@ -8,16 +8,17 @@ strides; results keep the memory order of the input. Errors are ValueError and T
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fastconv.arrays import Array, as_array, check_out
 from fastconv.backends import cpu
+from fastconv.backends._cpu import call_key
+from fastconv.backends.cpu import Run
+from fastconv.config import token
 from fastconv.functional.padding import check_padding_mode, fold_padding, pad
-from fastconv.functional.pointwise import leaky_relu, sigmoid, tanh
 from fastconv.plan import Plan, plan_for
 from fastconv.problem import (
     batched,
@@ -33,15 +34,6 @@ from fastconv.problem import (
 
 Ints = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
-
-ACTIVATIONS: dict[str | None, Callable[[Array], Array] | None] = {
-    None: None,
-    "relu": None,  # fused into the convolution
-    "leaky_relu": leaky_relu,
-    "sigmoid": sigmoid,
-    "tanh": tanh,
-}
-
 
 def conv(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
          groups: int = 1, *, padding_mode: str = "zeros", algorithm: str = "auto", out: Any = None) -> Array:
@@ -103,35 +95,58 @@ def conv3d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding:
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, out)
 
 
-def _ndim(op: str, ndim: int | None, weight: Array) -> int:
+def spatial_axes(op: str, ndim: int | None, weight: Array) -> int:
     """Spatial axes of the call."""
     return ndim if ndim is not None else check_ndim(weight.ndim - 2, op)
 
 
 def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
-          groups: Any, padding_mode: str, algorithm: str, out: Any, packed: Any = None, relu: bool = False) -> Array:
+          groups: Any, padding_mode: str, algorithm: str, out: Any) -> Array:
+    options = (op, stride, padding, dilation, groups, padding_mode, algorithm, token())
+    key = call_key(options, input, weight, bias) if out is None else None
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, weight, bias)
     w = as_array(weight, "weight", op)
-    n_axes = _ndim(op, ndim, w)
+    n_axes = spatial_axes(op, ndim, w)
     x, alone = batched(as_array(input, "input", op), n_axes, op)
     if out is not None:
         out = batched(as_array(out, "out", op), n_axes, op, "out")[0]
     if padding_mode != "zeros":
         lo, hi = check_padding_mode(op, x.shape[2:], w.shape[2:], stride, padding, dilation, padding_mode)
-        x, padding = pad(x, lo, hi, padding_mode), 0
+        x, padding, key = pad(x, lo, hi, padding_mode), 0, None
     problem = conv_problem(x, w, stride, padding, dilation, groups, out=out, ndim=ndim, op=op)
-    b = _bias(op, bias, problem.out_channels, problem.dtype)
+    b = checked_bias(op, bias, problem.out_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.y_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
-    y = cpu.conv(problem, x, w, b, out=out, algorithm=algorithm, relu=relu, packed=packed)
+    run = Run(problem, "conv", algorithm)
+    y = run(x, w, b, out)
+    if b is bias and not alone:
+        remember(_repeats, key, run, options[-1])
     return y[0] if alone else y
 
 
-def _bias(op: str, bias: Any, channels: int, dtype: str) -> Array | None:
+# What ran before, by call_key: a call with the same layouts and options needs no second check.
+_repeats: dict[Any, Any] = {}
+_REPEATS = 1024
+
+
+def remember(repeats: dict[Any, Any], key: Any, repeat: Any, since: int) -> None:
+    """Keep `repeat` under `key` (None: not at all), unless settings have changed since they were `since`."""
+    if key is None or token() != since:
+        return
+    if len(repeats) >= _REPEATS:
+        repeats.clear()  # at once, so that other threads see either all or nothing
+    repeats[key] = repeat
+
+
+def checked_bias(op: str, bias: Any, channels: int, dtype: str) -> Array | None:
+    """The bias as a contiguous array of `channels` values, or None."""
     if bias is None:
         return None
     b = as_array(bias, "bias", op)
     check_bias(b, channels, dtype, op)
-    return b
+    return np.ascontiguousarray(b)
 
 
 # ---- Gradients ---------------------------------------------------------------------------------------------------
@@ -164,7 +179,7 @@ def conv_input_grad(input_size: Sequence[int], weight: Any, grad_output: Any, st
     """
     op = "conv_input_grad"
     w = as_array(weight, "weight", op)
-    ndim = _ndim(op, None, w)
+    ndim = spatial_axes(op, None, w)
     dy, alone = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")
     size: Any = tuple(input_size) if isinstance(input_size, (tuple, list)) else input_size
     if alone and isinstance(size, tuple) and len(size) == ndim + 1:
@@ -313,13 +328,13 @@ def conv_transpose3d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1
 def _transpose(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any,
                output_padding: Any, groups: Any, dilation: Any, algorithm: str, out: Any) -> Array:
     w = as_array(weight, "weight", op)
-    n_axes = _ndim(op, ndim, w)
+    n_axes = spatial_axes(op, ndim, w)
     x, alone = batched(as_array(input, "input", op), n_axes, op)
     if out is not None:
         out = batched(as_array(out, "out", op), n_axes, op, "out")[0]
     problem = conv_transpose_problem(x, w, stride, padding, output_padding, groups, dilation, out=out, ndim=ndim,
                                      op=op)
-    b = _bias(op, bias, problem.in_channels, problem.dtype)
+    b = checked_bias(op, bias, problem.in_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.x_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
     y = cpu.conv_input_grad(problem, x, w, out=out, bias=b, algorithm=algorithm)
@@ -335,7 +350,7 @@ def conv_transpose_input_grad(grad_output: Any, weight: Any, stride: Ints = 1, p
     """
     op = "conv_transpose_input_grad"
     w = as_array(weight, "weight", op)
-    ndim = _ndim(op, None, w)
+    ndim = spatial_axes(op, None, w)
     dy, alone = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")
     if out is not None:
         out = batched(as_array(out, "out", op), ndim, op, "out")[0]
@@ -368,79 +383,7 @@ def conv_transpose_weight_grad(input: Any, weight_size: Sequence[int], grad_outp
     return cpu.conv_weight_grad(problem, dy, x, out=out, algorithm=algorithm)
 
 
-# ---- Packed weights, explanations --------------------------------------------------------------------------------
-
-class PreparedConv:
-    """A convolution with fixed weights, made by `prepare_conv`: call it with an input.
-
-    It keeps a copy of the weights and, for each layout that inputs have asked for so far, the packed form. One
-    object may be called from many threads.
-    """
-
-    def __init__(self, weight: Array, bias: Array | None, options: dict[str, Any], activation: str | None) -> None:
-        self._weight, self._bias = weight, bias
-        self._options = options
-        self._activation = activation
-        self._packed: dict[Any, Any] = {}
-        self._lock = threading.Lock()
-
-    def __call__(self, input: Any, *, out: Any = None) -> Array:
-        """Convolve `input`; shapes and errors as in `conv`."""
-        y = _conv("conv", None, input, self._weight, self._bias, out=out, packed=self._pack,
-                  relu=self._activation == "relu", **self._options)
-        activation = ACTIVATIONS[self._activation]
-        if activation is None:
-            return y
-        if out is None:
-            return activation(y)
-        out[...] = activation(y)
-        return y
-
-    def _pack(self, plan: Plan) -> Any:
-        packed = self._packed.get(plan.engine.layout)
-        if packed is None:
-            with self._lock:
-                packed = self._packed.setdefault(plan.engine.layout, plan.engine.pack(self._weight, plan.threads))
-        return packed
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of packed weights that are kept."""
-        return sum(p.nbytes for p in self._packed.values())
-
-
-def prepare_conv(weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
-                 groups: int = 1, *, padding_mode: str = "zeros", activation: str | None = None,
-                 algorithm: str = "auto") -> PreparedConv:
-    """Fix the weights of a convolution that will run many times; they are packed once instead of at every call.
-
-    Parameters
-    ----------
-    weight, bias, stride, padding, dilation, groups, padding_mode, algorithm
-        See `conv`. The weights are copied: later changes to the arrays have no effect.
-    activation
-        None, "relu", "leaky_relu" (slope 0.01), "sigmoid" or "tanh", applied to the result.
-
-    Returns
-    -------
-    PreparedConv
-        Call it as ``f(input)``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        See `conv`.
-    """
-    op = "prepare_conv"
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation is {activation!r}, but one of {', '.join(map(repr, ACTIVATIONS))} is "
-                         "needed. Hint: apply others to the result")
-    w = as_array(weight, "weight", op).copy()
-    b = _bias(op, bias, w.shape[0] if w.ndim else 0, w.dtype.name)
-    return PreparedConv(w, None if b is None else b.copy(),
-                        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
-                         "padding_mode": padding_mode, "algorithm": algorithm}, activation)
-
+# ---- Explanations ------------------------------------------------------------------------------------------------
 
 def explain(input: Any, weight: Any, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1, groups: int = 1, *,
             op: str = "conv", algorithm: str = "auto") -> Plan:
@@ -468,7 +411,7 @@ def explain(input: Any, weight: Any, stride: Ints = 1, padding: Padding = 0, dil
         raise ValueError(f"explain: op is {op!r}, but 'conv', 'conv_input_grad' or 'conv_weight_grad' is needed. "
                          "Hint: a transposed convolution is the 'conv_input_grad' of its mirror image")
     w = as_array(weight, "weight", "explain")
-    x = batched(as_array(input, "input", "explain"), _ndim("explain", None, w), "explain")[0]
+    x = batched(as_array(input, "input", "explain"), spatial_axes("explain", None, w), "explain")[0]
     return plan_for(conv_problem(x, w, stride, padding, dilation, groups, op="explain"), op, algorithm)
 
 
@@ -493,17 +436,17 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Array:
         See `conv`.
     """
     x, w = as_array(input, "input", "linear"), as_array(weight, "weight", "linear")
-    _check_linear("linear", "input", x, "weight", w, 1)
-    y = _conv("linear", 1, _as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
-    return _as_rows(y, x.shape)
+    check_linear("linear", "input", x, "weight", w, 1)
+    y = _conv("linear", 1, as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
+    return as_rows(y, x.shape)
 
 
 def linear_input_grad(grad_output: Any, weight: Any) -> Array:
     """Gradient of `linear` with respect to its input: grad_output (..., K) @ weight (K, C)."""
     dy, w = as_array(grad_output, "grad_output", "linear_input_grad"), as_array(weight, "weight", "linear_input_grad")
-    _check_linear("linear_input_grad", "grad_output", dy, "weight", w, 0)
-    dx = _conv("linear_input_grad", 1, _as_pixels(dy), w.T[:, :, None], None, 1, 0, 1, 1, "zeros", "auto", None)
-    return _as_rows(dx, dy.shape)
+    check_linear("linear_input_grad", "grad_output", dy, "weight", w, 0)
+    dx = _conv("linear_input_grad", 1, as_pixels(dy), w.T[:, :, None], None, 1, 0, 1, 1, "zeros", "auto", None)
+    return as_rows(dx, dy.shape)
 
 
 def linear_weight_grad(input: Any, grad_output: Any) -> Array:
@@ -513,24 +456,30 @@ def linear_weight_grad(input: Any, grad_output: Any) -> Array:
     if x.ndim < 1 or x.shape[:-1] != dy.shape[:-1]:
         raise ValueError(f"{op}: grad_output has shape {dy.shape}, but input has shape {x.shape}; all axes but the "
                          "last must be the same. Hint: pass the input of the forward pass")
-    return conv_weight_grad(_as_pixels(x), (dy.shape[-1], x.shape[-1], 1), _as_pixels(dy))[:, :, 0]
+    return conv_weight_grad(as_pixels(x), (dy.shape[-1], x.shape[-1], 1), as_pixels(dy))[:, :, 0]
 
 
-def _as_pixels(x: Array) -> Array:
+def as_pixels(x: Array) -> Array:
     """(..., C) as one image of shape (1, C, rows) in channels_last order, or as none of shape (0, C, 1): a view where
     the strides allow it."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return rows.T[None] if len(rows) else rows[:, :, None]
 
 
-def _as_rows(y: Array, shape: tuple[int, ...]) -> Array:
-    """The image that `_as_pixels` made of an array of `shape`, as (..., K)."""
+def as_rows(y: Array, shape: tuple[int, ...]) -> Array:
+    """The image that `as_pixels` made of an array of `shape`, as (..., K)."""
     return np.moveaxis(y, 1, -1).reshape(*shape[:-1], y.shape[1])
 
 
-def _check_linear(op: str, name: str, x: Array, weight_name: str, w: Array, axis: int) -> None:
+def check_linear_weight(op: str, name: str, w: Array) -> None:
+    """Check that `w` is a matrix."""
     if w.ndim != 2:
-        raise ValueError(f"{op}: {weight_name} has shape {w.shape}, but (K, C) is needed. Hint: weight.reshape(K, -1)")
+        raise ValueError(f"{op}: {name} has shape {w.shape}, but (K, C) is needed. Hint: weight.reshape(K, -1)")
+
+
+def check_linear(op: str, name: str, x: Array, weight_name: str, w: Array, axis: int) -> None:
+    """Check that the last axis of `x` fits the axis `axis` of `w`."""
+    check_linear_weight(op, weight_name, w)
     if x.ndim < 1 or x.shape[-1] != w.shape[axis]:
         raise ValueError(f"{op}: {name} has shape {x.shape} and {weight_name} {w.shape}, but the last axis of {name} "
                          f"must have {w.shape[axis]} elements. Hint: flatten images with x.reshape(len(x), -1)")

@@ -41,7 +41,7 @@ def check_axis(dim: int, ndim: int, op: str) -> int:
     return axis % ndim
 
 
-def _zero_where(drop: Array, values: Array, out: Array) -> Array:
+def zero_where(drop: Array, values: Array, out: Array) -> Array:
     """Write `values`, but zero where `drop` is true, to `out`.
 
     An AND of the bits: a product with the mask would make NaN of 0 * inf, and masked copies are ten times slower
@@ -76,7 +76,7 @@ def relu_grad(grad_output: Array, output: Array) -> Array:
     """Gradient of `relu`: `grad_output` where ``output > 0``, else zero (also at 0, as in PyTorch)."""
     y = as_array(output, "output", "relu_grad")
     # A NaN output lets the gradient pass, as in PyTorch.
-    return _zero_where(y <= 0, check_grad(grad_output, y, "relu_grad"), np.empty_like(y))
+    return zero_where(y <= 0, check_grad(grad_output, y, "relu_grad"), np.empty_like(y))
 
 
 @quiet
@@ -108,9 +108,9 @@ def leaky_relu_grad(grad_output: Array, input: Array, negative_slope: float = 0.
     x = as_array(input, "input", "leaky_relu_grad")
     dy = check_grad(grad_output, x, "leaky_relu_grad")
     positive = x > 0
-    dx = _zero_where(positive, dy, np.empty_like(x))
+    dx = zero_where(positive, dy, np.empty_like(x))
     dx *= negative_slope
-    dx += _zero_where(~positive, dy, np.empty_like(x))
+    dx += zero_where(~positive, dy, np.empty_like(x))
     return dx
 
 
@@ -301,4 +301,4 @@ def dropout(input: Array, p: float, mask: Array) -> Array:
     """
     x = as_array(input, "input", "dropout")
     y = np.multiply(x, 1 / (1 - p) if p < 1 else 0.0, out=np.empty_like(x))
-    return _zero_where(~mask, y, y)
+    return zero_where(~mask, y, y)

@@ -118,9 +118,9 @@ def _whole(input_size: Sequence[int], alone: bool) -> Any:
 
 def _pooled(problem: PoolProblem, x: Array, alone: bool, indices: bool, out: Array | None, op: str) -> Any:
     """Run a max pool; the result is y or (y, indices)."""
-    y, positions = _backend().max_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
+    y, positions = _backend().max_pool(problem, x, indices, out=_checked(out, problem.y_shape, problem, op, x))
     if alone:
-        y, positions = y[0], positions[0]
+        y, positions = y[0], positions if positions is None else positions[0]
     return (y, positions) if indices else y
 
 

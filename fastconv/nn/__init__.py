@@ -4,6 +4,7 @@
 """
 
 from fastconv.nn import blocks, init
+from fastconv.nn.activation import ELU, GELU, Hardsigmoid, Hardswish, ReLU6, SiLU
 from fastconv.nn.basic import (
     DROPOUT,
     Dropout,
@@ -67,6 +68,8 @@ __all__ = [
     "CONV",
     "CONV_TRANSPOSE",
     "DROPOUT",
+    "ELU",
+    "GELU",
     "MAX_POOL",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
@@ -97,6 +100,8 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
+    "Hardsigmoid",
+    "Hardswish",
     "Identity",
     "LPPool1d",
     "LPPool2d",
@@ -115,8 +120,10 @@ __all__ = [
     "MaxUnpool3d",
     "Parameter",
     "ReLU",
+    "ReLU6",
     "Residual",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softmax",
     "Tanh",

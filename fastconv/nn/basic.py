@@ -11,12 +11,15 @@ from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
 from fastconv.functional import pointwise
+from fastconv.functional.activations import Spec
 from fastconv.functional.conv import linear, linear_input_grad, linear_weight_grad
+from fastconv.functional.prepared import PreparedLinear, prepare_linear
 from fastconv.nn import init
 from fastconv.nn.layer import Backward, Layer, Leaf, Parameter, allocator, float_dtype, inherit_doc
+from fastconv.nn.prepared import PreparedLayer
 
 
-class Linear(Leaf):
+class Linear(PreparedLayer):
     """``y = x @ weight.T + bias`` over the last axis; any leading axes.
 
     Parameters
@@ -65,6 +68,21 @@ class Linear(Leaf):
             return linear_input_grad(dy, weight.value)
 
         return y, backward
+
+    def __call__(self, x: Array) -> Array:
+        """Run inference with packed weights, which are kept until a parameter is written."""
+        return self.prepared()(x)
+
+    @property
+    def out_channels(self) -> int:  # type: ignore[override]
+        """`out_features`."""
+        return self.out_features
+
+    def _prepare(self, weight: Array, bias: Array | None, activation: Spec) -> PreparedLinear:
+        return prepare_linear(weight, bias, activation=activation)
+
+    def _scaled(self, scale: Array) -> Array:
+        return self.weight.value * scale[:, None]
 
     def extra_repr(self) -> str:
         """See `Layer.extra_repr`."""

@@ -8,7 +8,7 @@ names, so that its weights fit by name. All take ``ndim``, the number of spatial
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 import numpy as np
@@ -19,7 +19,7 @@ from fastconv.nn import init
 from fastconv.nn.basic import Dropout, Flatten, Identity, Linear, ReLU
 from fastconv.nn.combine import Concat, Residual, Sequential
 from fastconv.nn.conv import CONV, _Conv
-from fastconv.nn.layer import Backward, Layer
+from fastconv.nn.layer import Backward, Layer, Leaf, allocator
 from fastconv.nn.norm import BATCH_NORM, _BatchNorm
 from fastconv.nn.pool import (
     ADAPTIVE_AVG_POOL,
@@ -110,8 +110,58 @@ class ResidualBlock(Residual):
         yield "relu", self.activation
 
 
-def basic_block(in_channels: int, channels: int, stride: int = 1, *, residual: bool = True, ndim: int = 2,
-                dtype: DTypeLike = np.float32, rng: Rng = None) -> Layer:
+class PaddedShortcut(Leaf):
+    """Every `stride`-th pixel, and channels of zeros behind those that there are (He et al. 2016, option A).
+
+    Parameters
+    ----------
+    out_channels, stride : int
+        Channels of the output, and step along each spatial axis.
+    """
+
+    def __init__(self, out_channels: int, stride: int) -> None:
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        """Run on `x` of shape (N, C, \\*spatial), C <= out_channels; see `Layer.forward`."""
+        x = as_array(x, "input", "PaddedShortcut")
+        channels, new_gradient = x.shape[1], allocator(x)
+        if channels > self.out_channels:
+            raise ValueError(f"PaddedShortcut: input has {channels} channels, but at most out_channels = "
+                             f"{self.out_channels} can be filled up. Hint: a 1x1 convolution can reduce them")
+        picked = (slice(None), slice(channels), *(slice(None, None, self.stride),) * (x.ndim - 2))
+        read = x[picked]
+        y = empty((x.shape[0], self.out_channels, *read.shape[2:]), x.dtype, memory_order(x))
+        y[:, :channels] = read
+        y[:, channels:] = 0
+
+        def backward(dy: Array) -> Array:
+            dx = new_gradient()
+            dx[...] = 0
+            dx[picked] = dy[:, :channels]
+            return dx
+
+        return y, backward
+
+    def extra_repr(self) -> str:
+        """See `Layer.extra_repr`."""
+        return f"{self.out_channels}, stride={self.stride}"
+
+
+# What a residual block adds where size or channels change: a projection (option B of the paper), without a bias, which
+# its normalisation would take away again, or with it for the weights of networks that have one; or padding (option A).
+SHORTCUTS: dict[str, Callable[[Kit, int, int, int], Layer]] = {
+    "projection": lambda kit, before, after, stride: Sequential(
+        kit.conv(before, after, 1, stride=stride, bias=False), kit.batch_norm(after)),
+    "biased projection": lambda kit, before, after, stride: Sequential(
+        kit.conv(before, after, 1, stride=stride), kit.batch_norm(after)),
+    "padding": lambda kit, before, after, stride: PaddedShortcut(after, stride),
+}
+
+
+def basic_block(in_channels: int, channels: int, stride: int = 1, *, residual: bool = True,
+                shortcut: str = "projection", ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Layer:
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left): ``relu(z + a)``.
 
     With a^l the input and z^(l+1) the second convolution's normalised output, this is
@@ -120,12 +170,15 @@ def basic_block(in_channels: int, channels: int, stride: int = 1, *, residual: b
     Parameters
     ----------
     in_channels, channels : int
-        Channels of input and output. Where they differ, or the stride is not 1, the shortcut is a 1x1
-        convolution (projection, option B of the paper).
+        Channels of input and output.
     stride : int
         Of the first convolution.
     residual : bool
         False leaves the shortcut out: the paper's plain network.
+    shortcut : str
+        What the shortcut is where channels differ or the stride is not 1: ``"projection"`` (1x1 convolution and batch
+        norm, option B of the paper), ``"biased projection"`` (the convolution has a bias, as in MONAI) or
+        ``"padding"`` (`PaddedShortcut`, option A).
     ndim, dtype, rng
         See the module.
 
@@ -140,11 +193,11 @@ def basic_block(in_channels: int, channels: int, stride: int = 1, *, residual: b
         bn1=kit.batch_norm(channels), relu1=ReLU(),
         conv2=kit.conv(channels, channels, 3, padding=1, bias=False),
         bn2=kit.batch_norm(channels))
-    return _with_shortcut(kit, branch, in_channels, channels, stride, residual)
+    return _with_shortcut(kit, branch, in_channels, channels, stride, residual, shortcut)
 
 
-def bottleneck(in_channels: int, channels: int, stride: int = 1, *, residual: bool = True, ndim: int = 2,
-               dtype: DTypeLike = np.float32, rng: Rng = None) -> Layer:
+def bottleneck(in_channels: int, channels: int, stride: int = 1, *, residual: bool = True,
+               shortcut: str = "projection", ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Layer:
     """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, figure 5 right).
 
     The stride is that of the 3x3 convolution, as in torchvision (the paper's first 1x1 convolution would
@@ -154,7 +207,7 @@ def bottleneck(in_channels: int, channels: int, stride: int = 1, *, residual: bo
     ----------
     in_channels, channels : int
         Channels of the input and of the 3x3 convolution.
-    stride, residual, ndim, dtype, rng
+    stride, residual, shortcut, ndim, dtype, rng
         As in `basic_block`.
 
     Returns
@@ -171,18 +224,19 @@ def bottleneck(in_channels: int, channels: int, stride: int = 1, *, residual: bo
         bn2=kit.batch_norm(channels), relu2=ReLU(),
         conv3=kit.conv(channels, out_channels, 1, bias=False),
         bn3=kit.batch_norm(out_channels))
-    return _with_shortcut(kit, branch, in_channels, out_channels, stride, residual)
+    return _with_shortcut(kit, branch, in_channels, out_channels, stride, residual, shortcut)
 
 
 def _with_shortcut(kit: Kit, branch: Sequential, in_channels: int, out_channels: int, stride: int,
-                   residual: bool) -> Layer:
+                   residual: bool, shortcut: str) -> Layer:
     if not residual:
         return Sequential(dict(branch.children()), relu=ReLU())
-    projection = None
-    if stride != 1 or in_channels != out_channels:
-        projection = Sequential(kit.conv(in_channels, out_channels, 1, stride=stride, bias=False),
-                                kit.batch_norm(out_channels))
-    return ResidualBlock(branch, projection, ReLU())
+    if shortcut not in SHORTCUTS:
+        raise ValueError(f"models: shortcut is {shortcut!r}, but one of {', '.join(map(repr, SHORTCUTS))} is needed. "
+                         "Hint: 'projection' is what torchvision has")
+    changes = stride != 1 or in_channels != out_channels
+    skipped = SHORTCUTS[shortcut](kit, in_channels, out_channels, stride) if changes else None
+    return ResidualBlock(branch, skipped, ReLU())
 
 
 # ---- dense -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from typing import Any, overload
 import numpy as np
 
 from fastconv.arrays import Array, Order, empty, memory_order
+from fastconv.nn.activation import activation_spec
 from fastconv.nn.basic import Identity
+from fastconv.nn.fusion import stages
 from fastconv.nn.layer import Backward, Layer
 
 
@@ -63,9 +65,12 @@ class Sequential(_Group):
         return x, backward
 
     def __call__(self, x: Any) -> Any:
-        """Run inference through all layers in order."""
-        for layer in self:
-            x = layer(x)
+        """Run inference through all layers in order.
+
+        A layer with weights, a batch normalisation behind it and an activation behind that run as one.
+        """
+        for stage in stages(self):
+            x = stage(x)
         return x
 
     @overload
@@ -113,9 +118,17 @@ class Residual(Layer):
         return y, backward
 
     def __call__(self, x: Array) -> Array:
-        """Run inference."""
-        y: Array = self.activation(_add(self.branch(x), self.shortcut(x)))
-        return y
+        """Run inference; a last convolution of the branch takes sum and activation along."""
+        branch = self.branch if type(self.branch) is Sequential and len(self.branch) else [self.branch]
+        *first, last = stages(branch)
+        hidden = x
+        for stage in first:
+            hidden = stage(hidden)
+        activation = activation_spec(self.activation)
+        y = last.add(hidden, lambda: self.shortcut(x), activation)
+        if y is None:
+            y, activation = _add(last(hidden), self.shortcut(x)), None
+        return y if activation is not None else self.activation(y)
 
 
 def _add(a: Array, b: Array) -> Array:

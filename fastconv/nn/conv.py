@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
+from fastconv.functional.activations import Spec
 from fastconv.functional.conv import (
-    PreparedConv,
     conv,
     conv_bias_grad,
     conv_input_grad,
@@ -17,16 +17,17 @@ from fastconv.functional.conv import (
     conv_transpose_input_grad,
     conv_transpose_weight_grad,
     conv_weight_grad,
-    prepare_conv,
 )
+from fastconv.functional.prepared import PreparedConv, PreparedConvTranspose, prepare_conv, prepare_conv_transpose
 from fastconv.nn import init
-from fastconv.nn.layer import Backward, Layer, Parameter, float_dtype, inherit_doc
+from fastconv.nn.layer import Backward, Parameter, float_dtype, inherit_doc
+from fastconv.nn.prepared import PreparedLayer
 from fastconv.problem.common import explicit_padding, integer, per_axis
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class _ConvBase(Layer):
+class _ConvBase(PreparedLayer):
     """What convolutions and transposed convolutions share: checked settings, parameters, packed weights."""
 
     ndim: ClassVar[int]
@@ -114,13 +115,14 @@ class _Conv(_ConvBase):
     """
 
     transposed = False
+    input_grad = True
+    """Whether `backward` computes the gradient of the input; without it gives None, for a layer that sees the data."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], stride: Any = 1,
                  padding: Any = 0, dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
                  *, dtype: DTypeLike = np.float32, rng: np.random.Generator | int | None = None) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          dtype, rng)
-        self._prepared: tuple[tuple[int, int], PreparedConv] | None = None
 
     def forward(self, x: Array, out: Array | None = None) -> tuple[Array, Backward]:
         """Run on `x` of shape (N, in_channels, \\*spatial) or (in_channels, \\*spatial); see `Layer.forward`.
@@ -133,12 +135,14 @@ class _Conv(_ConvBase):
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         y = conv(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode, out=out)
 
-        def backward(dy: Array) -> Array:
+        def backward(dy: Array) -> Array | None:
             weight.check_version(version, "weight")
             if weight.requires_grad:
                 weight.add_grad(conv_weight_grad(x, weight.shape, dy, *geometry, padding_mode=mode))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
+            if not self.input_grad:
+                return None
             return conv_input_grad(x.shape, weight.value, dy, *geometry, padding_mode=mode,
                                    out=np.empty_like(x))
 
@@ -146,17 +150,14 @@ class _Conv(_ConvBase):
 
     def __call__(self, x: Array, out: Array | None = None) -> Array:
         """Run inference, into `out` if given, with packed weights, which are kept until a parameter is written."""
-        versions = (self.weight.version, self.bias.version if self.bias else 0)
-        prepared = self._prepared
-        if prepared is None or prepared[0] != versions:
-            # One assignment of a whole tuple: threads that come at once build the same thing twice at worst.
-            self._prepared = prepared = (versions, prepare_conv(
-                self.weight.value, self.bias.value if self.bias else None, self.stride, self.padding, self.dilation,
-                self.groups, padding_mode=self.padding_mode))
-        return prepared[1](x, out=out)
+        return self.prepared()(x, out=out)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_prepared": None}
+    def _prepare(self, weight: Array, bias: Array | None, activation: Spec) -> PreparedConv:
+        return prepare_conv(weight, bias, self.stride, self.padding, self.dilation, self.groups,
+                            padding_mode=self.padding_mode, activation=activation)
+
+    def _scaled(self, scale: Array) -> Array:
+        return self.weight.value * scale.reshape(-1, *[1] * (self.ndim + 1))
 
 
 @inherit_doc
@@ -233,9 +234,18 @@ class _ConvTranspose(_ConvBase):
 
         return y, backward
 
-    def __call__(self, x: Array) -> Array:
-        """Run inference."""
-        return self.forward(x)[0]
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Run inference, into `out` if given, with packed weights, which are kept until a parameter is written."""
+        return self.prepared()(x, out=out)
+
+    def _prepare(self, weight: Array, bias: Array | None, activation: Spec) -> PreparedConvTranspose:
+        return prepare_conv_transpose(weight, bias, self.stride, self.padding, self.output_padding, self.groups,
+                                      self.dilation, activation=activation)
+
+    def _scaled(self, scale: Array) -> Array:
+        weight = self.weight.value.reshape(self.groups, -1, *self.weight.shape[1:])
+        scaled: Array = weight * scale.reshape(self.groups, 1, -1, *[1] * self.ndim)
+        return scaled.reshape(self.weight.shape)
 
 
 @inherit_doc

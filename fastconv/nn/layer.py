@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastconv.arrays import FLOAT32, FLOAT64, Array
+from fastconv.nn.names import OPTIONAL_NAMES, renamed
 
 Backward = Callable[[Any], Any]
 L = TypeVar("L", bound="Layer")
@@ -193,7 +194,7 @@ def inherit_doc(cls: type[L]) -> type[L]:
 
 
 class LoadReport(NamedTuple):
-    """What `Layer.load_state_dict` could not match."""
+    """What `Layer.load_state_dict` could not match: ``any(report)`` says if there is any, `str` says it in words."""
 
     missing: list[str]
     """Names of the layer that the state lacks."""
@@ -201,6 +202,10 @@ class LoadReport(NamedTuple):
     """Names of the state that the layer lacks."""
     mismatched: list[str]
     """Sentences on arrays of another shape or kind."""
+
+    def __str__(self) -> str:
+        lines = [f"{field} ({len(names)}): {'; '.join(names)}" for field, names in self._asdict().items() if names]
+        return "\n".join(lines) or "everything fits"
 
 
 class Layer:
@@ -288,11 +293,14 @@ class Layer:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Set parameters and buffers by name.
 
+        Names are PyTorch's and torchvision's. MONAI's, MedicalNet's and those of torchvision's older files are taken
+        too, see `fastconv.nn.names`.
+
         Parameters
         ----------
         state : mapping of str to array
             NumPy arrays or anything that `np.asarray` takes, such as CPU tensors of PyTorch. Floating-point values
-            are converted to the layer's dtype.
+            are converted to the layer's dtype. ``num_batches_tracked`` may be missing, and is left as it is then.
         strict : bool
             Whether every name and shape must match. Otherwise what matches is loaded, and the report says the rest.
 
@@ -307,32 +315,40 @@ class Layer:
             With ``strict=True``, naming everything that does not match; nothing is loaded then.
         TypeError
             If a value is no array.
+
+        Examples
+        --------
+        Weights for 1000 classes as the start for two:
+
+        >>> net = resnet18(num_classes=2)
+        >>> print(net.load("resnet18.safetensors", strict=False))
+        mismatched (2): fc.weight has shape (1000, 512) and dtype float32, but (2, 512) and float32 are needed; ...
         """
         own = dict(self._state())
+        state = renamed(state, own)
         arrays = {name: _state_array(value, name) for name, value in state.items() if name in own}
         report = LoadReport(
-            missing=[name for name in own if name not in state],
+            missing=[name for name in own if name not in state and name.rpartition(".")[2] not in OPTIONAL_NAMES],
             unexpected=[name for name in state if name not in own],
             mismatched=[f"{name} has shape {array.shape} and dtype {array.dtype}, but {own[name].shape} and "
                         f"{own[name].dtype} are needed"
                         for name, array in arrays.items() if not _fits(array, own[name])])
         if strict and any(report):
-            lines = [f"{field}: {'; '.join(names)}" for field, names in report._asdict().items() if names]
-            raise ValueError(f"load_state_dict: the state does not fit {type(self).__name__} ({'. '.join(lines)}). "
-                             "Hint: strict=False loads what fits and returns this report")
+            raise ValueError(f"load_state_dict: the state does not fit {type(self).__name__}. "
+                             f"Hint: strict=False loads what fits and returns this report\n{report}")
         for name, array in arrays.items():
             if _fits(array, own[name]):
                 own[name].assign(array)
         return report
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `state_dict` to a safetensors file, atomically; needs ``pip install "fastconv[safetensors]"``."""
+        """Write `state_dict` to a safetensors file, atomically."""
         from fastconv.serialize import save_arrays
 
         save_arrays(path, self.state_dict())
 
     def load(self, path: str | os.PathLike[str], strict: bool = True) -> LoadReport:
-        """Read a safetensors file, also one that PyTorch wrote, and `load_state_dict` it."""
+        """`load_state_dict` what `fastconv.serialize.load_arrays` reads: safetensors, or PyTorch's files through it."""
         from fastconv.serialize import load_arrays
 
         return self.load_state_dict(load_arrays(path), strict)
