@@ -13,8 +13,10 @@ from fastconv import plots
 from fastconv.functional import conv2d
 from fastconv.models import lenet5
 from fastconv.nn import Sequential
-from fastconv.profiling import profile, profile_table
-from fastconv.training.data import Dataset, Normalise, Split, batches, hold_out, shift
+from fastconv.profiling import profile
+from fastconv.resize import resize
+from fastconv.training.augment import shift
+from fastconv.training.data import Dataset, Normalise, Split, batches, hold_out
 from fastconv.training.loop import EpochRecord, evaluate, fit, train_step
 from fastconv.training.metrics import confusion_table
 from fastconv.training.optim import AdamW, CosineLR
@@ -94,8 +96,8 @@ def run(out: str | Path = "fastconv-demo", *, epochs: int = 12, seed: int = 0) -
     return test.accuracy
 
 
-def digits() -> Dataset:
-    """Scikit-learn's 1,797 handwritten digits (Alpaydin & Kaynak 1998), enlarged from 8x8 to 32x32.
+def digits(size: tuple[int, ...] = (32, 32)) -> Dataset:
+    """Scikit-learn's 1,797 handwritten digits (Alpaydin & Kaynak 1998), enlarged from 8x8 to `size`.
 
     32x32 is the input of the paper's LeNet-5. 360 digits are for the test and 144 for validation.
     """
@@ -104,26 +106,10 @@ def digits() -> Dataset:
     except ImportError as error:
         raise ImportError(_needs("scikit-learn")) from error
     images, labels = load_digits(return_X_y=True)
-    images = resize(images.reshape(-1, 1, 8, 8).astype(np.float32), (32, 32))
+    images = resize(images.reshape(-1, 1, 8, 8).astype(np.float32), size)
     rest, test = hold_out(Split(images, labels.astype(np.int64)), 0.2, seed=0)
     train, val = hold_out(rest, 0.1, seed=0)
     return Dataset(train, val, test, 10)
-
-
-def resize(images: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Enlarge images (N, C, *spatial) to another spatial size by linear interpolation.
-
-    Pixels are squares, not points: the centre of output pixel o lies at (o + 1/2) * in / out - 1/2, and
-    beyond the outermost centres the border is repeated (what PyTorch calls align_corners=False).
-    """
-    for axis, target in enumerate(size, start=2):
-        length = images.shape[axis]
-        centre = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
-        left = np.minimum(centre.astype(int), max(length - 2, 0))
-        right = np.minimum(left + 1, length - 1)
-        share = (centre - left).astype(images.dtype).reshape(-1, *[1] * (images.ndim - axis - 1))
-        images = np.take(images, left, axis) * (1 - share) + np.take(images, right, axis) * share
-    return images
 
 
 def sample_photo() -> np.ndarray:
@@ -154,7 +140,7 @@ def _measure(model: Sequential, dataset: Dataset, normalise: Normalise) -> None:
     """Print the table of the layers and the time of the same step by the NumPy reference."""
     x, labels = next(batches(dataset.train, BATCH_SIZE, normalise=normalise))
     print(f"one training step, batch of {BATCH_SIZE}, layer by layer:")
-    print(profile_table(profile(model, x, repeats=20)))
+    print(profile(model, x, repeats=20))
 
     def step_seconds(repeats: int) -> float:
         trained = copy.deepcopy(model)

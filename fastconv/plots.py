@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fastconv.training.loop import EpochRecord
 
-__all__ = ["check_matplotlib", "confusion", "feature_maps", "filters", "learning_curve", "pictures"]
+__all__ = ["check_matplotlib", "confusion", "feature_maps", "filters", "heatmaps", "learning_curve", "pictures"]
 
 _TRAIN, _VALID, _TEXT, _FAINT = "#9aa1ab", "#1d5fbf", "#2b2f36", "#d9dce1"
 
@@ -105,18 +105,28 @@ def confusion(matrix: np.ndarray, path: str | Path, names: Sequence[str] | None 
 
 
 def filters(weight: np.ndarray, path: str | Path, title: str = "Filters") -> None:
-    """Draw the first input channel of 2D filters (K, C, H, W), all on one scale around zero."""
-    count = len(weight)
-    columns = min(count, 8)
+    """Draw the first input channel of filters (K, C, H, W), all on one scale around zero.
+
+    Filters (K, C, D, H, W) of volumes have a row each, with a column for each slice along D.
+    """
+    planes = weight[:, 0]
+    slices = planes.shape[1] if planes.ndim == 4 else 0
+    planes = planes.reshape(-1, *planes.shape[-2:])
+    count = len(planes)
+    columns = slices or min(count, 8)
     rows = math.ceil(count / columns)
     figure, grid = _figure(1.1 * columns + 0.9, 1.2 * rows + 0.6, title, rows, columns)
-    limit = float(np.abs(weight[:, 0]).max()) or 1.0
+    limit = float(np.abs(planes).max()) or 1.0
     for k, axes in enumerate(grid.flat):
         if k < count:
-            image = axes.imshow(weight[k, 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
-            _bare(axes, str(k))
+            image = axes.imshow(planes[k], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            _bare(axes, "" if slices else str(k))
         else:
             axes.set_axis_off()
+    for k in range(rows if slices else 0):
+        grid[k, 0].set_ylabel(str(k), fontsize=8, color=_TEXT, rotation=0, ha="right", va="center", labelpad=4)
+    for k in range(slices):
+        grid[0, k].set_title(f"slice {k}", fontsize=8, color=_TEXT, pad=3)
     bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=15, pad=0.02)
     bar.ax.tick_params(labelsize=7, colors=_TEXT, length=2)
     bar.outline.set_edgecolor(_FAINT)
@@ -124,21 +134,73 @@ def filters(weight: np.ndarray, path: str | Path, title: str = "Filters") -> Non
 
 
 def feature_maps(image: np.ndarray, layers: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Draw an image (H, W) and below it the channels (C, H, W) of each layer, a row per layer."""
+    """Draw an image (H, W) and below it the channels (C, H, W) of each layer, a row per layer.
+
+    Of volumes, (D, H, W) and (C, D, H, W), the middle slice along D is drawn.
+    """
     columns = max(len(maps) for maps in layers.values())
     columns = min(columns, 16)
     rows = 1 + len(layers)
-    title = "Feature maps, each on its own scale"
+    title = "Feature maps, each on its own scale" + (", middle slices" if image.ndim == 3 else "")
     figure, grid = _figure(0.75 * columns + 1.2, 0.95 * rows + 0.4, title, rows, columns)
     for axes in grid.flat:
         axes.set_axis_off()
     for row, (name, maps) in zip(grid, {"input": image[None], **layers}.items(), strict=True):
         for axes, channel in zip(row, maps, strict=False):
             axes.set_axis_on()
-            axes.imshow(channel, cmap="gray" if name == "input" else "viridis")
+            plane = channel[len(channel) // 2] if channel.ndim == 3 else channel
+            axes.imshow(plane, cmap="gray" if name == "input" else "viridis")
             _bare(axes)
         row[0].set_ylabel(name, fontsize=8, color=_TEXT, rotation=0, ha="right", va="center", labelpad=6)
     _save(figure, path)
+
+
+def heatmaps(images: Mapping[str, np.ndarray], heats: Mapping[str, np.ndarray], path: str | Path,
+             title: str = "Grad-CAM") -> None:
+    """Draw named images and, over them, their heatmaps from 0 to 1, as `gradcam` gives them.
+
+    Images (H, W) have a column each: the image, and the image under its heatmap. Volumes (D, H, W) have two rows
+    each: the three orthogonal slices through the maximum of the heatmap, which lines mark, without and with it.
+    """
+    volume = next(iter(images.values())).ndim == 3
+    planes: list[list[tuple[str, np.ndarray, np.ndarray, tuple[int, int] | None]]] = []
+    for name, image in images.items():
+        heat = heats[name]
+        if not volume:
+            planes.append([(name, image, heat, None)])
+            continue
+        top = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
+        planes.append([
+            (f"{name}, {axis} {top[k]}", image.take(top[k], k), heat.take(top[k], k),
+             (top[1 if k == 0 else 0], top[1 if k == 2 else 2]))
+            for k, axis in enumerate(("slice", "row", "column"))])
+    if not volume:
+        planes = [[plane for row in planes for plane in row]]
+    rows, columns = 2 * len(planes), len(planes[0])
+    figure, grid = _figure(1.7 * columns + 0.9, 1.8 * rows + 0.5, title, rows, columns)
+    for k, row in enumerate(planes):
+        for j, (name, image, heat, peak) in enumerate(row):
+            plain, over = grid[2 * k, j], grid[2 * k + 1, j]
+            for axes in (plain, over):
+                axes.imshow(image, cmap="gray")
+            # Little heat shows the image, much heat hides half of it.
+            shown = over.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(1.5 * heat, 0, 0.65))
+            if peak is not None:
+                plain.axhline(peak[0], color=_VALID, linewidth=0.6)
+                plain.axvline(peak[1], color=_VALID, linewidth=0.6)
+            _bare(plain, name)
+            _bare(over)
+    bar = figure.colorbar(_opaque(shown), ax=grid, shrink=0.7, aspect=25, pad=0.02)
+    bar.ax.tick_params(labelsize=7, colors=_TEXT, length=2)
+    bar.outline.set_edgecolor(_FAINT)
+    _save(figure, path)
+
+
+def _opaque(image: Any) -> Any:
+    """The colours of `image` for a colour bar, without its transparency."""
+    from matplotlib.cm import ScalarMappable
+
+    return ScalarMappable(image.norm, image.cmap)
 
 
 def pictures(images: Mapping[str, np.ndarray], path: str | Path, title: str, columns: int = 4) -> None:

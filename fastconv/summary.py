@@ -6,9 +6,10 @@ VGG takes milliseconds. Combinators have rules too; where branches meet, recepti
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from fastconv.nn import basic, blocks, combine, norm, pool
 from fastconv.nn.conv import _Conv, _ConvTranspose
 from fastconv.nn.layer import Layer, Parameter
 from fastconv.problem import adaptive_pool_problem, conv_problem, conv_transpose_problem, explicit_padding, pool_problem
+from fastconv.tables import columns, count, human, outline, power
 
 __all__ = ["Axis", "Row", "Summary", "summarize"]
 
@@ -98,6 +100,8 @@ class Summary:
     name: str
     input_shapes: tuple[Shape, ...]
     rows: tuple[Row, ...]
+    itemsize: int = 4
+    """Bytes of one value."""
 
     @property
     def parameters(self) -> int:
@@ -121,30 +125,29 @@ class Summary:
 
     def grouped(self, depth: int) -> list[Row]:
         """Add up neighbouring rows whose names agree in the first `depth` parts; shape and field are the last's."""
-        groups: list[Row] = []
-        for row in self.rows:
-            parts = row.name.split(".")
-            name = ".".join(parts[:depth])
-            if groups and groups[-1].name == name:
-                last = groups[-1]
-                groups[-1] = replace(
-                    last, kind="", shape=row.shape, field=row.field, parameters=last.parameters + row.parameters,
-                    macs=last.macs + row.macs, flops=last.flops + row.flops,
-                    activation_bytes=last.activation_bytes + row.activation_bytes)
-            else:
-                groups.append(replace(row, name=name, kind=row.kind if len(parts) <= depth else ""))
-        return groups
+        groups = itertools.groupby(self.rows, key=lambda row: ".".join(row.name.split(".")[:depth]))
+        return [_added(name, list(rows)) for name, rows in groups]
 
     def table(self, depth: int | None = None) -> str:
-        """Format as text; `depth` adds up what lies deeper, as `grouped` does."""
-        rows = self.rows if depth is None else self.grouped(depth)
+        """Format as text, an outline of the names; `depth` is the number of levels that get lines.
+
+        The line of a group has the sums of the lines below it. A receptive field of ``7²`` is 7x7.
+        """
         head = ("layer", "kind", "output", "field", "parameters", "MACs", "FLOPs", "memory")
-        lines = [(row.name, row.kind, _times(row.shape), "?" if row.field is None else _times(row.receptive_field),
-                  *_numbers(row)) for row in rows]
-        total = Row("sum", "", (), self.parameters, self.macs, self.flops, self.activation_bytes)
+        nodes = list(outline(self.rows, depth))
+        lines = [(node.label, row.kind, _times(row.shape),
+                  "?" if row.field is None else power(row.receptive_field or ()), *_numbers(row))
+                 for node in nodes for row in [_added(node.name, node.members)]]
+        last = next((row for row in reversed(self.rows) if row.field and math.prod(row.shape[1:]) > 1), None)
         return "\n".join([
             f"{self.name}, input {' and '.join(map(_times, self.input_shapes))}", "",
-            *_columns([head, *lines, ("sum", "", "", "", *_numbers(total))], left=4)])
+            *columns([head, *lines, ("sum", "", "", "", *_numbers(_added("sum", self.rows)))], left=4), "",
+            f"{self.parameters:,} parameters ({human(self.parameters * self.itemsize, 'B')}); for one image "
+            f"{human(self.macs)} MACs, {human(self.flops, 'FLOP')}, {human(self.activation_bytes, 'B')} of activations",
+            *([f"receptive field of {last.name}, the last layer with positions: {_times(last.receptive_field)}"]
+              if last else []),
+            *([f"(layers below {count(depth or 0, 'level')} of names are added up)"]
+              if any(node.hidden for node in nodes) else [])])
 
     def __str__(self) -> str:
         return self.table()
@@ -181,7 +184,7 @@ def summarize(model: Layer, input_shape: Shape | tuple[Shape, ...], name: str | 
     dtypes = [parameter.dtype for parameter in model.parameters()]
     tracer = _Tracer(dtypes[0] if dtypes else np.dtype(np.float32))
     tracer.trace("", model, flows if len(flows) > 1 else flows[0])
-    return Summary(name or type(model).__name__, shapes, tuple(tracer.rows))
+    return Summary(name or type(model).__name__, shapes, tuple(tracer.rows), tracer.dtype.itemsize)
 
 
 # ---- tracing -----------------------------------------------------------------------------------------------------
@@ -456,19 +459,20 @@ _RULES: dict[type[Layer], Callable[..., Any]] = {
 # ---- text --------------------------------------------------------------------------------------------------------
 
 
+def _added(name: str, rows: Sequence[Row]) -> Row:
+    """Sum of rows under one name; shape and field are the last's, the kind that of the row which has the name."""
+    kind = next((row.kind for row in rows if row.name == name), "")
+    last = rows[-1]
+    return Row(name, kind, last.shape, sum(row.parameters for row in rows), sum(row.macs for row in rows),
+               sum(row.flops for row in rows), sum(row.activation_bytes for row in rows), last.field)
+
+
 def _times(shape: Iterable[int] | None) -> str:
     return "x".join(map(str, shape or ()))
 
 
 def _numbers(row: Row) -> Iterator[str]:
     yield f"{row.parameters:,}" if row.parameters else ""
-    yield f"{row.macs:,}" if row.macs else ""
-    yield f"{row.flops:,}" if row.flops else ""
-    yield f"{row.activation_bytes / 1e6:,.3f} MB" if row.activation_bytes else ""
-
-
-def _columns(lines: list[tuple[str, ...]], left: int) -> list[str]:
-    """Lines of cells in columns, the first `left` of them aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) if i < left else cell.rjust(width)
-                      for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+    yield human(row.macs) if row.macs else ""
+    yield human(row.flops) if row.flops else ""
+    yield human(row.activation_bytes, "B") if row.activation_bytes else ""

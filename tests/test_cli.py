@@ -40,7 +40,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_version_and_help(capsys):
-    for arguments in (["--version"], ["--help"], ["demo", "--help"], ["train", "--help"], ["info", "--help"]):
+    for arguments in (["--version"], ["--help"], *([name, "--help"] for name in cli.COMMANDS)):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 0
@@ -64,7 +64,7 @@ def test_info(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: demo | info | train"),
+        ([], "required: " + " | ".join(cli.COMMANDS)),
         (["dance"], "invalid choice: 'dance'"),
         (["train", "--model", "resnet9000"], "invalid choice: 'resnet9000' (choose from "),
         (["train", "--epochs", "0"], "'0' is given, but an integer of at least 1"),
@@ -72,7 +72,7 @@ def test_info(capsys, monkeypatch):
         (["train", "--lr", "-1"], "'-1' is given, but a number above 0"),
         (["train", "--lr", "nan"], "a number above 0"),
         (["train", "--val-fraction", "1"], "0 <= fraction < 1"),
-        (["train", "--augment", "shift", "spin"], "invalid choice: 'spin'"),
+        (["train", "--augment", "shift", "spin"], "'spin' is given, but one of flip, mirror, "),
         (["demo", "--threads", "0"], "'0' is given, but an integer of at least 1"),
         (["demo", "--seed", "-3"], "an integer of at least 0"),
     ],

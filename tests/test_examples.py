@@ -36,8 +36,8 @@ def test_demo(tmp_path, capsys):
     assert float(accuracy) >= 97
     print(f"demo: {accuracy} % in {seconds} s")
     assert "\r" not in text
-    for layer in ("c1 Conv2d", "s2 MaxPool2d", "c5 Linear", "sum"):
-        assert re.search(rf"^{layer} .* ms ", text, re.MULTILINE)
+    for layer in ("c1 +Conv2d", "s2 +MaxPool2d", "c5 +Linear", "sum"):
+        assert re.search(rf"^{layer} .* \d+\.\d\d\d .*%$", text, re.MULTILINE)
     ratio = re.search(r"NumPy reference: (\S+) ms \((\d+) times as long\)", text).group(2)
     assert int(ratio) > 1
     matrix = re.findall(r"^ +\d((?: +(?:\d+|\.)){10})$", text, re.MULTILINE)
@@ -90,6 +90,15 @@ def test_custom_loop(monkeypatch, capsys):
     assert float(re.search(r"test accuracy (\S+)%", last).group(1)) > 95
 
 
+def test_two_inputs_two_heads(monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    run_example(monkeypatch, "two_inputs_two_heads.py")
+    last = capsys.readouterr().out.splitlines()[-1]
+    everywhere, missing = re.search(r"test accuracy (\S+)%, .* (\S+)%", last).groups()
+    assert float(everywhere) > 88  # 82 with the image alone: the mean over its digits of max(p, 1 - p)
+    assert float(missing) > 90
+
+
 def test_adrenal3d(monkeypatch, capsys, tmp_path):
     """On made-up volumes, small balls against large ones; `test_real_data.py` has the real ones."""
     rng = np.random.default_rng(0)
@@ -114,3 +123,21 @@ def test_filters(monkeypatch, capsys, tmp_path):
     run_example(monkeypatch, "filters.py", str(picture), str(out))
     with image.open(out) as drawn:
         assert np.asarray(drawn.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_gradcam(monkeypatch, capsys, tmp_path, ndim):
+    """The heatmap finds what decides the class, of which the training said nothing."""
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    run_example(monkeypatch, "gradcam.py", "--ndim", str(ndim), "--out", str(tmp_path))
+    text = capsys.readouterr().out
+    assert int(re.search(r"test accuracy (\d+)%", text).group(1)) >= 95
+    assert int(re.search(r"maximum of the heatmap in the patch: (\d+)%", text).group(1)) >= 90
+    shares = re.findall(r"within (\d) pixels of the patch: (\d+)% \((\S+)% of the image\)", text)
+    (_, inside, area), (_, near, _) = shares
+    assert float(inside) > 4 * float(area)
+    assert float(near) > 70
+    for name in ("gradcam.png", "filters.png", "feature_maps.png"):
+        with image.open(tmp_path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10, f"{name} is empty"

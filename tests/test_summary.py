@@ -1,14 +1,18 @@
 """Summaries: shapes of real runs, receptive fields by following NaN, published numbers."""
 
+import copy
 import functools
 
 import numpy as np
 import pytest
 
 from fastconv import models, nn
+from fastconv.bottlenecks import find_bottlenecks
+from fastconv.cli.network import Zeros
 from fastconv.models import WithCovariates
 from fastconv.nn import blocks
 from fastconv.summary import Axis, summarize
+from fastconv.tables import human
 
 
 def small(name, ndim, **options):
@@ -30,30 +34,28 @@ NETWORKS = {
 
 @pytest.mark.parametrize("ndim", [1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_shapes_are_those_of_a_run(name, ndim, monkeypatch):
+def test_shapes_are_those_of_a_run(name, ndim):
     """Each leaf layer's output in a real run, by name."""
     net = NETWORKS[name](ndim)
-    names = {id(layer): key for key, layer in net.named_layers() if not list(layer.children())}
     shapes = {}
 
-    def spy(cls):
-        original = cls.__call__
-
-        def wrapped(self, *args, **kwargs):
-            y = original(self, *args, **kwargs)
-            if id(self) in names:
-                shapes[names[id(self)]] = y.shape[1:]
+    def spied(cls, key):
+        """A class of its own, which inference does not fuse with its neighbours."""
+        def call(self, *args, **kwargs):
+            y = cls.__call__(self, *args, **kwargs)
+            shapes[key] = y.shape[1:]
             return y
 
-        monkeypatch.setattr(cls, "__call__", wrapped)
+        return type(cls.__name__, (cls,), {"__call__": call})
 
-    classes = {type(layer) for _, layer in net.named_layers() if id(layer) in names}
-    for cls in {next(base for base in cls.__mro__ if "__call__" in vars(base)) for cls in classes}:
-        spy(cls)
-    net(np.zeros((1, 2, *(64,) * ndim), np.float32))
+    run = copy.deepcopy(net)
+    leaves = {key: layer for key, layer in run.named_layers() if not list(layer.children())}
+    for key, layer in leaves.items():
+        layer.__class__ = spied(type(layer), key)
+    run(np.zeros((1, 2, *(64,) * ndim), np.float32))
     rows = {row.name: row.shape for row in summarize(net, (2, *(64,) * ndim)).rows}
     # the sums of LeNet's subsampling run as a part of it
-    assert all(key.endswith(".sum") for key in set(names.values()) - shapes.keys())
+    assert all(key.endswith(".sum") for key in leaves.keys() - shapes.keys())
     assert {key: rows[key] for key in shapes} == shapes
 
 
@@ -162,9 +164,93 @@ def test_table():
     text = summarize(models.lenet5(), (1, 28, 28), "LeNet-5").table().splitlines()
     assert text[0] == "LeNet-5, input 1x28x28"
     assert text[2].split() == ["layer", "kind", "output", "field", "parameters", "MACs", "FLOPs", "memory"]
-    assert text[3].split() == ["c1", "Conv2d", "6x28x28", "5x5", "156", "117,600", "235,200", "0.019", "MB"]
-    assert text[-1].split()[:2] == ["sum", "61,706"]
+    assert text[3].split() == ["c1", "Conv2d", "6x28x28", "5²", "156", "118", "k", "235", "k", "18.8", "kB"]
+    assert text[-4].split()[:2] == ["sum", "61,706"]
+    assert text[-2].startswith("61,706 parameters (247 kB); for one image ")
+    assert text[-1] == "receptive field of s4, the last layer with positions: 16x16"
     assert all(line == line.rstrip() for line in text)
+
+
+def test_the_outline_adds_up():
+    summary = summarize(models.resnet_small(8, rng=0), (3, 32, 32))
+    deep, flat = summary.table().splitlines(), summary.table(depth=1).splitlines()
+    layer2 = ["layer2", "32x16x16", "13²", "14,528", "3.67", "M"]
+    for lines in (deep, flat):
+        line = next(line for line in lines if line.startswith("layer2"))
+        assert line.split()[:len(layer2)] == layer2
+    assert any(line.startswith("    conv1 ") for line in deep)
+    assert not any(line.startswith(" ") for line in flat[:-3])
+    assert flat[-1] == "(layers below 1 level of names are added up)"
+    assert "added up" not in deep[-1]
+
+
+@pytest.mark.parametrize(("number", "text"), [
+    (0, "0 B"), (999, "999 B"), (999.6, "1.00 kB"), (1000, "1.00 kB"), (18816, "18.8 kB"), (999_499, "999 kB"),
+    (999_500, "1.00 MB"), (1_849_688_064, "1.85 GB"), (3.46e12, "3.46 TB"), (7e15, "7000 TB"), (2.5, "2.50 B")])
+def test_numbers_have_three_digits(number, text):
+    assert human(number, "B") == text
+    assert human(number) == text[:-1].rstrip()
+
+
+@pytest.mark.parametrize("name", ["cnn3d", "densenet161", "googlenet", "resnet50", "vgg11"])
+def test_tables_fit_100_columns(name):
+    net = models.create(name, 1, 10, (64,) * 3, rng=Zeros(np.random.PCG64(0)))
+    for depth in (1, None):
+        assert max(map(len, summarize(net, (1, 64, 64, 64)).table(depth).splitlines())) <= 100
+    assert max(map(len, str(find_bottlenecks(net, (1, 64, 64, 64))).splitlines())) <= 100
+
+
+def test_bottlenecks_of_inception():
+    """The two 5x5 convolutions that courses work out, and the module without reductions."""
+    kind = {"rng": 0}
+    for channels, reduced, full, size, direct, through in ((192, 16, 32, 28, 120_422_400, 12_443_648),
+                                                           (480, 16, 48, 14, 112_896_000, 5_268_480)):
+        module = blocks.inception(channels, 64, (96, 128), (reduced, full), 32, **kind)
+        small, large = find_bottlenecks(module, (channels, size, size)).items
+        assert (small.name, small.kernel, small.channels) == ("branch2.1", "3²", (channels, 96, 128))
+        assert (large.name, large.kernel, large.channels) == ("branch3.1", "5²", (channels, reduced, full))
+        assert (large.macs, large.direct_macs) == (through, direct)
+        assert large.direct_parameters == channels * full * 25 + full
+
+    naive = blocks.naive_inception(192, 64, 128, 32, **kind)
+    projection = 192 * 32 * 28 * 28  # behind the pool; the naive module has none
+    shape = (192, 28, 28)
+    found = find_bottlenecks(blocks.inception(192, 64, (96, 128), (16, 32), 32, **kind), shape)
+    assert found.direct_macs == summarize(naive, shape).macs + projection
+    assert found.direct_parameters == naive.num_parameters() + 192 * 32 + 32
+    assert find_bottlenecks(naive, shape).items == ()
+    assert "no 1x1" in str(find_bottlenecks(naive, shape))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("residual", [True, False])
+def test_bottlenecks_of_resnet(ndim, residual):
+    """Without reductions ResNet-50 is made of basic blocks of the same channels."""
+    size = (16,) * ndim
+
+    def basic_macs(block, before, after, stride):
+        net = block(before, after, stride, ndim=ndim, residual=residual, rng=0)
+        return sum(row.macs for row in summarize(net, (before, *size)).rows if "downsample" not in row.name)
+
+    for before, inside, stride in ((256, 64, 1), (64, 32, 2)):
+        net = blocks.bottleneck(before, inside, stride, ndim=ndim, residual=residual, rng=0)
+        (item,) = find_bottlenecks(net, (before, *size)).items
+        assert item.channels == (before, inside, inside, 4 * inside)
+        assert item.direct_macs == basic_macs(blocks.basic_block, before, 4 * inside, stride)
+        conv = [row for row in summarize(net, (before, *size)).rows if row.macs and "downsample" not in row.name]
+        assert item.macs == sum(row.macs for row in conv)
+    assert len(find_bottlenecks(models.resnet50(width=1 / 16, ndim=ndim, residual=residual, rng=0),
+                                (3, *(32,) * ndim)).items) == 16
+
+
+def test_what_is_no_bottleneck():
+    conv = nn.Conv2d
+    for net in (models.resnet_small(8, 8, rng=0),  # the 1x1 shortcut is beside the 3x3
+                nn.Sequential(conv(8, 2, 1), nn.MaxPool2d(2), conv(2, 8, 3)),
+                nn.Sequential(conv(8, 2, 1, groups=2), conv(2, 8, 3)),
+                nn.Sequential(conv(8, 2, 3), conv(2, 8, 1)),
+                nn.Concat(conv(8, 2, 1), conv(8, 8, 3, padding=1))):
+        assert find_bottlenecks(net, (8, 8, 8)).items == ()
 
 
 def test_several_inputs():

@@ -1,0 +1,111 @@
+"""Options of the commands that take a network by its name: which network, and for which input."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import Any
+
+import numpy as np
+
+from fastconv.cli.arguments import UserError, integer
+from fastconv.nn.layer import Layer
+
+__all__ = ["Network", "Zeros", "add_network", "create_network"]
+
+
+class Network:
+    """The network and the input that the options ask for.
+
+    Attributes
+    ----------
+    title : str
+        Name, and variant if there is one.
+    input_shape : tuple of int
+        (C, \\*spatial).
+    model : Layer
+    """
+
+    def __init__(self, title: str, input_shape: tuple[int, ...], model: Layer) -> None:
+        self.title = title
+        self.input_shape = input_shape
+        self.model = model
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add the network's name and the options of its input."""
+    from fastconv.models import MODELS
+
+    add = parser.add_argument
+    add("model", choices=MODELS, metavar="MODEL", help=f"one of {', '.join(MODELS)}")
+    add("--input", type=_shape, metavar="C,H,W", help="channels and size, or C,D,H,W (what the network was made for)")
+    add("--ndim", type=int, choices=(1, 2, 3), help="number of spatial axes, instead of --input (2)")
+    add("--in-channels", type=integer(1), metavar="N", help="channels, instead of --input")
+    add("--num-classes", type=integer(1), metavar="N", help="outputs (1000 for networks made for ImageNet, else 10)")
+    add("--variant", metavar="NAME", help="such as paper or torchvision, where a network has several forms")
+
+
+def create_network(args: argparse.Namespace, rng: np.random.Generator | int | None = 0) -> Network:
+    """Make the network that the options ask for.
+
+    Parameters
+    ----------
+    args
+        Of a parser that `add_network` has added to.
+    rng
+        Source of the weights.
+
+    Raises
+    ------
+    UserError
+        If options contradict each other, or the network does not exist in that form.
+    """
+    from fastconv.models import MODELS, create
+
+    row = MODELS[args.model]
+    if args.input is None:
+        ndim = args.ndim or (2 if 2 in row.ndims else row.ndims[0])
+        shape = (args.in_channels or row.in_channels, *(row.size,) * ndim)
+    else:
+        shape = args.input
+    for option, given, meant in (("--ndim", args.ndim, len(shape) - 1), ("--in-channels", args.in_channels, shape[0])):
+        if given not in (None, meant):
+            raise UserError(f"{option} is {given}, but --input {','.join(map(str, shape))} says {meant}. "
+                            f"Hint: leave {option} out")
+    options: dict[str, Any] = {"rng": rng}
+    if args.variant is not None:
+        with_variants = [name for name, model in MODELS.items() if _has_variants(model.build)]
+        if args.model not in with_variants:
+            raise UserError(f"--variant is {args.variant}, but {args.model} has one form only; "
+                            f"{', '.join(with_variants)} have several. Hint: leave --variant out")
+        options["variant"] = args.variant
+    num_classes = args.num_classes or (1000 if row.size == 224 else 10)
+    try:
+        model = create(args.model, shape[0], num_classes, shape[1:], **options)
+    except (ValueError, MemoryError) as error:
+        raise UserError(error) from error
+    return Network(args.model + (f" ({args.variant})" if args.variant else ""), shape, model)
+
+
+def _has_variants(build: Any) -> bool:
+    return "variant" in inspect.signature(build).parameters
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not 2 <= len(shape) <= 4 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is given, but channels and 1 to 3 sizes of at least 1 are needed, "
+                                         "such as 3,224,224")
+    return shape
+
+class Zeros(np.random.Generator):
+    """Weights that nobody reads: drawing VGG's takes seconds and gigabytes."""
+
+    def normal(self, *args: Any, **kwargs: Any) -> Any:
+        return np.broadcast_to(np.float32(0), args[2])
+
+    def uniform(self, *args: Any, **kwargs: Any) -> Any:
+        return np.broadcast_to(np.float32(0), args[2])
