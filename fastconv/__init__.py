@@ -29,7 +29,8 @@ except ModuleNotFoundError as error:
 from fastconv import functional
 from fastconv.arrays import to_channels_last, to_contiguous
 from fastconv.config import config, get_num_threads, set_num_threads
-from fastconv.functional.conv import explain, prepare_conv
+from fastconv.functional.conv import explain
+from fastconv.functional.prepared import prepare_conv, prepare_conv_transpose
 
 if TYPE_CHECKING:
     from fastconv import models, nn, training
@@ -45,6 +46,7 @@ __all__ = [
     "models",
     "nn",
     "prepare_conv",
+    "prepare_conv_transpose",
     "set_num_threads",
     "show_config",
     "to_channels_last",

@@ -376,7 +376,7 @@ def test_every_network_is_made_by_its_name(name, ndim):
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: create("resnet19", 3, 10, (32, 32)), "'resnet19' is no network, but one of .*resnet18"),
-    (lambda: models.resnet(20), r"depth is 20, but one of \(18, 34, 50, 101, 152\)"),
+    (lambda: models.resnet(20), r"depth is 20, but one of \(10, 18, 34, 50, 101, 152\)"),
     (lambda: models.resnet(18, stem="tiny"), "stem is 'tiny'"),
     (lambda: models.resnet_small(21), r"depth is 21, but 6 n \+ 2"),
     (lambda: models.vgg(12), "depth is 12"),
@@ -476,6 +476,15 @@ def test_covariates_are_standardised_and_missing_ones_marked():
     assert np.isfinite(net((images, table.astype(np.float32)))).all()
 
 
+def test_constant_covariates_stay_small():
+    """In binary, the deviation of three times 0.1 is not zero."""
+    net = WithCovariates(models.resnet_small(8, 1, 2, rng=0), 2)
+    assert np.std([0.1] * 3) > 0
+    net.fit(np.array([[0.1, 0.1], [0.1, 0.1], [0.1, np.nan]]))
+    y = net["join"]._layers["covariates"](np.array([[0.1, 0.3]], np.float32))
+    np.testing.assert_allclose(y, [[0, 0.2, 0, 0]], atol=1e-6)
+
+
 def test_gradients_of_both_inputs():
     net = WithCovariates(models.resnet_small(8, 1, 2, width=1 / 4, ndim=3, dtype=np.float64, rng=0), 2, hidden=3, rng=0)
     rng = np.random.default_rng(0)
@@ -501,6 +510,8 @@ def test_the_backbones_own_layers_can_be_kept():
     (lambda: WithCovariates(models.resnet_small(8, 1, 2), 2).fit(np.array([[1, np.nan], [2, np.nan]])),
      r"columns \[1\]"),
     (lambda: WithCovariates(models.resnet_small(8, 1, 2), 2).fit(np.array([[1, np.inf], [2, 3]])), r"columns \[1\]"),
+    (lambda: WithCovariates(models.resnet_small(8, 1, 2), 2).fit(np.array([[1, 1.7e9], [2, 1.7e9 + 20]])),
+     r"columns \[1\] of covariates deviate by \[10\.0\], but float32 resolves \[202"),
 ])
 def test_bad_covariates_are_named(call, message):
     with pytest.raises(ValueError, match=message):

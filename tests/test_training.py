@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from training_cases import assert_same_bits, images, labels, small_net, striped, write_npz
 
-from fastconv import models, nn
+from fastconv import nn
 from fastconv.models import cnn3d
-from fastconv.profiling import profile, profile_table
-from fastconv.training import checkpoint, data, loop, metrics, optim, run
+from fastconv.training import augment, checkpoint, data, loop, metrics, optim
+from fastconv.training import stopping as stop
 from fastconv.training.progress import Progress
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> Path:
-    np.savez(path, **arrays)
-    return path
-
-
-def images(count: int, *size: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
-
-
-def labels(count: int, classes: int = 2) -> np.ndarray:
-    return (np.arange(count) % classes).astype(np.uint8)
 
 
 class TestFiles:
@@ -108,6 +94,49 @@ class TestFiles:
             data.load_npz(path)
         assert str(path) in str(error.value)
 
+    def test_size(self, tmp_path):
+        ramp = np.broadcast_to(np.arange(9, dtype=np.uint8) + 10, (20, 4, 9))
+        path = write_npz(tmp_path / "s.npz", x_train=ramp, y_train=labels(20), x_test=ramp[:6], y_test=labels(6))
+        dataset = data.load_npz(path, size=7)
+        for part in (dataset.train, dataset.val, dataset.test):
+            assert part.images.shape[1:] == (1, 7, 7)  # 4 rows padded, 9 columns cropped
+            assert (part.images == np.arange(11, 18)).all()
+        dataset = data.load_npz(path, size=12)
+        assert (dataset.test.images == [10] + list(range(10, 19)) + [18] * 2).all()
+        with pytest.raises(ValueError, match="size is 0"):
+            data.load_npz(path, size=0)
+
+    TABLE: ClassVar = np.array([[1, np.nan, -3]] * 20)
+
+    def test_tables(self, tmp_path):
+        arrays = {"x_train": images(20, 8, 8), "y_train": labels(20), "x_test": images(6, 8, 8), "y_test": labels(6)}
+        tables = {"train_table": self.TABLE + np.arange(20)[:, None], "test_table": self.TABLE[:6]}
+        path = write_npz(tmp_path / "t.npz", **arrays, **tables)
+        dataset = data.load_npz(path, val_fraction=0.25)
+        assert [part.table.shape for part in (dataset.train, dataset.val, dataset.test)] == [(15, 3), (5, 3), (6, 3)]
+        assert dataset.train.table.dtype == np.float32
+        held = dataset.val.table[:, 0].astype(int) - 1
+        np.testing.assert_array_equal(dataset.val.images[:, 0], arrays["x_train"][held])
+        assert data.load_npz(path, table=False).train.table is None
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"test_table": None}, "holds train_table, but not test_table"),
+            ({"train_table": TABLE[:19]}, r"shape \(19, 3\).* each of the 20 images"),
+            ({"train_table": TABLE[:, 0]}, "one row of numbers"),
+            ({"test_table": TABLE[:6, :2]}, "as many columns"),
+            ({"train_table": TABLE.astype(str)}, "dtype <U"),
+            ({"test_table": np.full((6, 3), np.inf)}, "infinity"),
+        ],
+    )
+    def test_bad_tables(self, tmp_path, change, message):
+        arrays = {"x_train": images(20, 8, 8), "y_train": labels(20), "x_test": images(6, 8, 8), "y_test": labels(6)}
+        arrays |= {"train_table": self.TABLE, "test_table": self.TABLE[:6]} | change
+        path = write_npz(tmp_path / "t.npz", **{name: value for name, value in arrays.items() if value is not None})
+        with pytest.raises(ValueError, match=message):
+            data.load_npz(path)
+
     def test_bad_files(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             data.load_npz(tmp_path / "none.npz")
@@ -153,10 +182,10 @@ class TestBatches:
     def test_colour_batches_are_channels_last_in_memory(self):
         split = data.Split(np.moveaxis(images(6, 5, 7, 3), -1, 1), np.arange(6))
         for name in (None, "shift", "flip"):
-            augment = name and data.AUGMENTATIONS[name]
+            change = name and augment.AUGMENTATIONS[name].apply
             rng = np.random.default_rng(0)
             batch = data.batches(
-                split, 4, normalise=data.Normalise.fit(split.images), rng=rng, augment=augment
+                split, 4, normalise=data.Normalise.fit(split.images), rng=rng, augment=change
             )
             x, _ = next(batch)
             assert x.shape == (4, 3, 5, 7)
@@ -166,7 +195,49 @@ class TestBatches:
         with pytest.raises(ValueError, match="batch_size is 0"):
             next(data.batches(self.SPLIT, 0, normalise=self.identity))
         with pytest.raises(ValueError, match="augment needs rng"):
-            next(data.batches(self.SPLIT, 2, normalise=self.identity, augment=data.flip))
+            next(data.batches(self.SPLIT, 2, normalise=self.identity, augment=augment.flip))
+
+    @pytest.mark.parametrize("classes", [(9, 1), (50, 3, 17)])
+    def test_balanced_sampling(self, classes):
+        truth = np.repeat(np.arange(len(classes)), classes)
+        split = data.Split(np.zeros((len(truth), 1, 2), np.uint8), truth)
+        weights, total = data.balanced_weights(truth), np.zeros(len(truth))
+        for seed in range(200):
+            numbered = data.Split(split.images, np.arange(len(truth)))
+            rng = np.random.default_rng(seed)
+            drawn = [y for _, y in data.batches(numbered, 4, normalise=self.identity, rng=rng, weights=weights)]
+            counts = np.bincount(np.concatenate(drawn), minlength=len(truth))
+            total += counts
+            expected = len(truth) / len(classes) / np.array(classes)[truth]
+            assert counts.sum() == len(truth)
+            assert (np.floor(expected) <= counts).all()
+            assert (counts <= np.ceil(expected)).all()
+            per_class = np.bincount(truth, counts)
+            assert np.abs(per_class - len(truth) / len(classes)).max() <= 1
+        # 200 draws that are 0 or 1 above the floor: a standard deviation of at most 0.5 / sqrt(200) = 0.035.
+        np.testing.assert_allclose(total / 200, expected, atol=0.15)
+
+    def test_weights_decide_who_comes_and_are_shuffled(self):
+        weights = np.where(np.arange(23) % 2, 1.0, 0.0)
+        rng = np.random.default_rng(0)
+        drawn = np.concatenate(
+            [y for _, y in data.batches(self.SPLIT, 5, normalise=self.identity, rng=rng, weights=weights)]
+        )
+        assert set(drawn) == set(range(1, 23, 2))
+        assert (np.diff(drawn) < 0).sum() > 5
+        for bad in (np.ones(22), np.full(23, -1.0), np.zeros(23), np.full(23, np.nan)):
+            with pytest.raises(ValueError, match="but 23 finite numbers of at least 0"):
+                next(data.batches(self.SPLIT, 2, normalise=self.identity, rng=rng, weights=bad))
+        with pytest.raises(ValueError, match="weights needs rng"):
+            next(data.batches(self.SPLIT, 2, normalise=self.identity, weights=weights))
+
+    def test_tables_go_with_their_images(self):
+        split = data.Split(self.SPLIT.images, self.SPLIT.labels, np.arange(46, dtype=np.float32).reshape(23, 2))
+        rest, held = data.hold_out(split, 0.3, seed=1)
+        for part in (rest, held):
+            for (x, table), y in data.batches(part, 4, normalise=self.identity, rng=np.random.default_rng(2)):
+                np.testing.assert_array_equal(x, self.SPLIT.images[y])
+                np.testing.assert_array_equal(table, np.stack([2 * y, 2 * y + 1], axis=1))
 
     def test_normalise(self):
         raw = images(3000, 3, 4, 5)
@@ -178,32 +249,6 @@ class TestBatches:
         assert x.dtype == np.float32
         np.testing.assert_allclose(x.mean(axis=(0, 2, 3)), 0, atol=1e-4)
         np.testing.assert_allclose(x.std(axis=(0, 2, 3)), [1, 1, 0], atol=1e-4)
-
-
-class TestAugmentation:
-    @pytest.mark.parametrize("size", [(28,), (28, 28), (14, 15, 16)])
-    def test_shift_moves_by_at_most_a_fourteenth(self, size):
-        centre = tuple(n // 2 for n in size)
-        x = np.zeros((200, 1, *size), np.float32)
-        x[(slice(None), 0, *centre)] = 1
-        y = data.shift(x, np.random.default_rng(0))
-        assert (y.reshape(200, -1).sum(axis=1) == 1).all()
-        places = np.argwhere(y)[:, 2:] - centre
-        for offsets, n in zip(places.T, size, strict=True):
-            reach = max(1, n // 14)
-            assert set(offsets) == set(range(-reach, reach + 1))
-
-    def test_shift_repeats_the_border(self):
-        x = np.full((50, 2, 28, 28), 3, np.float32)
-        np.testing.assert_array_equal(data.shift(x, np.random.default_rng(0)), x)
-
-    def test_flip_gives_all_mirror_images_and_leaves_its_input(self):
-        x = np.tile(np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3), (64, 1, 1, 1))
-        y = data.flip(x, np.random.default_rng(0))
-        image = x[0, 0].copy()
-        wanted = {image[::a, ::b].tobytes() for a, b in itertools.product((1, -1), (1, -1))}
-        assert {picture.tobytes() for picture in y[:, 0]} == wanted
-        assert (x == image).all()
 
 
 class TestMetrics:
@@ -356,23 +401,6 @@ class TestCheckpoint:
                 checkpoint.save_checkpoint(path, bad)
 
 
-def striped(count: int, size: int = 12, seed: int = 0) -> data.Split:
-    """Noisy stripes: across for class 0, down for class 1."""
-    rng = np.random.default_rng(seed)
-    classes = rng.integers(0, 2, count)
-    wave = 60 * np.sin(np.arange(size) * 1.5 + rng.uniform(0, 6, (count, 1)))
-    stripes = np.where(classes[:, None, None], wave[:, None, :], wave[:, :, None])
-    noisy = 128 + stripes + rng.normal(0, 30, (count, size, size))
-    return data.Split(np.clip(noisy, 0, 255).astype(np.uint8)[:, None], classes)
-
-
-def small_net(dropout: float = 0.0, seed: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, rng=seed), nn.ReLU(), nn.MaxPool2d(5), nn.Flatten(),
-        nn.Dropout(dropout, rng=seed), nn.Dropout(dropout), nn.Linear(16, 2, rng=seed),
-    )  # fmt: skip
-
-
 class TestLoop:
     TRAIN, VAL = striped(192), striped(64, seed=1)
     NORMALISE = data.Normalise.fit(TRAIN.images)
@@ -427,122 +455,72 @@ class TestLoop:
         assert [record.lr for record in history] == pytest.approx([0.1, 0.05])
         assert optimizer.lr == pytest.approx(0)
 
+    def test_stops_and_restores_the_best_epoch(self):
+        net, seen = small_net(), []
+        # So large a learning rate that the validation loss goes up and down.
+        stopping = stop.EarlyStopping("loss", patience=2)
+        history = self.fit(net, 40, val=self.VAL, stopping=stopping, optimizer=optim.AdamW(net.parameters(), lr=0.1),
+                           after_epoch=lambda records: seen.append(net.state_dict()))
+        losses = [record.val_loss for record in history]
+        best = int(np.argmin(losses))
+        assert len(history) == len(seen) == best + 1 + 2 < 40
+        assert (stopping.best_epoch, stopping.best) == (best + 1, losses[best])
+        assert_same_bits(net.state_dict(), seen[best])
+        assert loop.evaluate(net, self.VAL, normalise=self.NORMALISE).loss == losses[best]
+        with pytest.raises(ValueError, match="stopping is given without val"):
+            self.fit(net, 1, stopping=stopping)
+
     def test_divergence_is_reported(self):
         net = small_net()
         with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 1, step .*lower the learning"):
             self.fit(net, 9, optimizer=optim.SGD(net.parameters(), lr=1e30))
 
 
-@pytest.fixture
-def stripes_npz(tmp_path: Path) -> Path:
-    train, test = striped(150), striped(40, seed=2)
-    return write_npz(
-        tmp_path / "stripes.npz",
-        x_train=train.images[:, 0], y_train=train.labels, x_test=test.images[:, 0], y_test=test.labels,
-    )  # fmt: skip
+class TestEarlyStopping:
+    """What epoch is the best, and when it stops, for values of the validation part from epoch to epoch."""
 
-
-def without_times(state: dict) -> dict:
-    for record in state["history"]:
-        del record["seconds"]
-    return state
-
-
-def assert_same_bits(a: object, b: object, path: str = "") -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same_bits(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same_bits(x, y, f"{path}/{i}")
-    elif isinstance(a, np.ndarray):
-        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), path
-    else:
-        assert a == b, path
-
-
-class TestResume:
-    """A run that is stopped and resumed ends in the same bits as one that was not."""
-
-    @pytest.fixture(autouse=True)
-    def network_with_dropout(self, monkeypatch):
-        model = models.Model(lambda **options: small_net(dropout=0.3), 1, 12, ndims=(2,))
-        monkeypatch.setitem(models.MODELS, "stripes", model)
-
-    @pytest.mark.parametrize("schedule", run.SCHEDULES)
-    @pytest.mark.parametrize("optimizer", run.OPTIMIZERS)
-    def test_bit_for_bit(self, tmp_path, stripes_npz, monkeypatch, optimizer, schedule):
-        recipe = run.Recipe(
-            "stripes", str(stripes_npz), epochs=3, batch_size=32, optimizer=optimizer, schedule=schedule,
-            augment=("shift", "flip"), seed=4,
-        )  # fmt: skip
-        straight, stopped = tmp_path / "straight.npz", tmp_path / "stopped.npz"
-        run.Run(recipe).train(straight)
-
-        step, steps = loop.train_step, []
-
-        def interrupted(*args: object, **kwargs: object) -> object:
-            steps.append(1)
-            if len(steps) == 8:  # of 5 an epoch: in the middle of the second
-                raise KeyboardInterrupt
-            return step(*args, **kwargs)
-
-        monkeypatch.setattr(loop, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run.Run(recipe).train(stopped)
-        monkeypatch.setattr(loop, "train_step", step)
-        nn.seed(99)  # a new process would not have the state of the old one's generator
-        resumed = run.Run.resume(stopped, {})
-        assert len(resumed.history) == 1
-        resumed.train(stopped)
-        states = [without_times(checkpoint.load_checkpoint(path)) for path in (straight, stopped)]
-        assert len(states[0]["history"]) == 3
-        assert_same_bits(*states)
-
-    def test_seed_matters(self, tmp_path, stripes_npz):
-        weights = []
-        for seed in (0, 0, 1):
-            one = run.Run(run.Recipe("stripes", str(stripes_npz), epochs=1, seed=seed))
-            one.train(tmp_path / "a.npz")
-            weights.append(one.model.state_dict()["6.weight"].tobytes())
-        assert weights[0] == weights[1] != weights[2]
-
-    def test_more_epochs(self, tmp_path, stripes_npz):
-        path = tmp_path / "a.npz"
-        run.Run(run.Recipe("stripes", str(stripes_npz), epochs=1)).train(path)
-        run.Run.resume(path, {"epochs": 3}).train(path)
-        state = checkpoint.load_checkpoint(path)
-        assert [record["epoch"] for record in state["history"]] == [1, 2, 3]
-        assert state["recipe"]["epochs"] == 3
-
-    def test_refusals(self, tmp_path, stripes_npz):
-        path = tmp_path / "a.npz"
-        one = run.Run(run.Recipe("stripes", str(stripes_npz), epochs=1))
-        one.save(path)
-        with pytest.raises(ValueError, match="made with batch_size 64, but 32 is given"):
-            run.Run.resume(path, {"batch_size": 32})
-        with np.load(stripes_npz) as file:
-            other = write_npz(tmp_path / "other.npz", **dict(file) | {"x_train": 255 - file["x_train"]})
-        with pytest.raises(ValueError, match="other data"):
-            run.Run.resume(path, {"data": str(other)})
-        moved = stripes_npz.rename(tmp_path / "moved.npz")
-        assert run.Run.resume(path, {"data": str(moved)}).history == []
+    NAN = float("nan")
 
     @pytest.mark.parametrize(
-        ("size", "message"),
+        ("settings", "values", "best", "stopped"),
         [
-            ((9, 9, 9), "stripes does not take images of 1 x 9 x 9 x 9: .* 2 spatial axes"),
-            ((5, 6), "stripes does not take images of 1 x 5 x 6: .*kernel"),  # a pool of 5 over 3 x 4
+            ({"monitor": "loss"}, [3, 1, 2, 2, 2, 2, 2], 2, None),
+            ({"monitor": "loss", "patience": 2}, [3, 1, 2, 0.5, 1, 1, 0], 4, 6),
+            ({"monitor": "auc", "patience": 3}, [0.5, 0.7, 0.7, 0.6, 0.7, 0.9], 2, 5),
+            ({"monitor": "accuracy", "patience": 1}, [0.5, 0.6, 0.6], 2, 3),
+            ({"monitor": "loss", "patience": 2, "min_delta": 0.1}, [1, 0.95, 0.92, 0.5], 1, 3),
+            ({"monitor": "auc", "patience": 2}, [NAN, NAN, 0.4, 0.3, NAN], 3, 5),
         ],
     )
-    def test_images_that_the_network_cannot_take(self, tmp_path, size, message):
-        path = write_npz(
-            tmp_path / "a.npz", x_train=images(9, *size), y_train=labels(9), x_test=images(9, *size), y_test=labels(9)
-        )
+    def test_best_and_end(self, settings, values, best, stopped):
+        stopping = stop.EarlyStopping(**settings)
+        for epoch, value in enumerate(values, 1):
+            record = loop.EpochRecord(epoch, 0.1, 1.0, 1.0, 0.5, **{f"val_{settings['monitor']}": value})
+            stopping.update(record, nn.Sequential(nn.Linear(1, 1, rng=epoch)))
+            assert stopping.done == (epoch == stopped)
+            if stopping.done:
+                break
+        assert (stopping.best_epoch, stopping.best) == (best, values[best - 1])
+        net = nn.Sequential(nn.Linear(1, 1))
+        stopping.restore(net)
+        assert_same_bits(net.state_dict(), nn.Sequential(nn.Linear(1, 1, rng=best)).state_dict())
+
+    def test_before_the_first_epoch_there_is_nothing_to_restore(self):
+        net = nn.Sequential(nn.Linear(1, 1, rng=3))
+        stop.EarlyStopping().restore(net)
+        assert_same_bits(net.state_dict(), nn.Sequential(nn.Linear(1, 1, rng=3)).state_dict())
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"monitor": "f1"}, "monitor is 'f1', but one of loss, accuracy, auc"),
+            ({"patience": 0}, "patience is 0, but at least 1"),
+            ({"min_delta": -1.0}, "min_delta is -1.0"),
+        ],
+    )
+    def test_errors(self, settings, message):
         with pytest.raises(ValueError, match=message):
-            run.Run(run.Recipe("stripes", str(path)))
+            stop.EarlyStopping(**settings)
 
 
 def test_cnn3d_has_the_parameters_that_it_promises():
@@ -551,21 +529,3 @@ def test_cnn3d_has_the_parameters_that_it_promises():
     x = np.zeros((2, 1, 9, 10, 11), np.float32)
     assert net(x).shape == (2, 2)
     assert net.forward(x)[0].shape == (2, 2)
-
-
-def test_profile_counts_every_layer_and_leaves_the_model_alone():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.GlobalAvgPool(), nn.Flatten(), nn.Linear(8, 5)
-    )
-    before = net.state_dict()
-    rows = profile(net, np.ones((4, 3, 10, 12), np.float32), repeats=1)
-    assert [row.name.split()[1] for row in rows] == [type(layer).__name__ for layer in net]
-    assert rows[0].macs == 4 * 8 * 3 * 9 * 10 * 12
-    assert rows[-1].macs == 4 * 8 * 5
-    assert {len(row.algorithms) for row in rows if row.macs} == {3}
-    assert all(row.algorithms == () for row in rows if not row.macs)
-    assert_same_bits(before, net.state_dict())
-    assert all(parameter.grad is None for parameter in net.parameters())
-    table = profile_table(rows).splitlines()
-    assert len(table) == len(rows) + 2
-    assert "4x8x10x12" in table[1]

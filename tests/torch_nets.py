@@ -1,6 +1,7 @@
-"""The networks once more, in PyTorch, with torchvision's names for layers: what fastconv's are compared with."""
+"""The networks once more, in PyTorch, with torchvision's or MONAI's names: what fastconv's are compared with."""
 
 import itertools
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -86,11 +87,26 @@ class DenseLayer(nn.Module):
         return self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
 
 
+class MonaiDenseLayer(nn.Module):
+    """The same with the names that MONAI has: a Sequential inside."""
+
+    def __init__(self, d, inputs, growth):
+        super().__init__()
+        self.layers = nn.Sequential()
+        for i, (before, after, kernel) in enumerate([(inputs, 4 * growth, 1), (4 * growth, growth, 3)], 1):
+            self.layers.add_module(f"norm{i}", d.BatchNorm(before))
+            self.layers.add_module(f"relu{i}", nn.ReLU())
+            self.layers.add_module(f"conv{i}", d.Conv(before, after, kernel, padding=kernel // 2, bias=False))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 class DenseBlock(nn.Module):
-    def __init__(self, d, inputs, count, growth):
+    def __init__(self, d, inputs, count, growth, layer=DenseLayer):
         super().__init__()
         for i in range(count):
-            self.add_module(f"denselayer{i + 1}", DenseLayer(d, inputs + i * growth, growth))
+            self.add_module(f"denselayer{i + 1}", layer(d, inputs + i * growth, growth))
 
     def forward(self, x):
         for layer in self.children():
@@ -99,16 +115,17 @@ class DenseBlock(nn.Module):
 
 
 class DenseNet(nn.Module):
-    def __init__(self, counts, growth, channels, in_channels=3, classes=1000, ndim=2):
+    def __init__(self, counts, growth, channels, in_channels=3, classes=1000, ndim=2, monai=False):
         super().__init__()
         d = Dims(ndim)
+        layer = MonaiDenseLayer if monai else DenseLayer
         f = self.features = nn.Sequential()
         f.add_module("conv0", d.Conv(in_channels, channels, 7, 2, 3, bias=False))
         f.add_module("norm0", d.BatchNorm(channels))
         f.add_module("relu0", nn.ReLU())
         f.add_module("pool0", d.MaxPool(3, 2, 1))
         for i, count in enumerate(counts, 1):
-            f.add_module(f"denseblock{i}", DenseBlock(d, channels, count, growth))
+            f.add_module(f"denseblock{i}", DenseBlock(d, channels, count, growth, layer))
             channels += count * growth
             if i < len(counts):
                 t = nn.Sequential()
@@ -119,10 +136,15 @@ class DenseNet(nn.Module):
                 f.add_module(f"transition{i}", t)
                 channels //= 2
         f.add_module("norm5", d.BatchNorm(channels))
-        self.classifier = nn.Linear(channels, classes)
+        head = nn.Linear(channels, classes)
+        if monai:
+            self.class_layers = nn.Sequential(OrderedDict(out=head))
+        else:
+            self.classifier = head
 
     def forward(self, x):
-        return self.classifier(F.relu(self.features(x)).flatten(2).mean(2))
+        head = self.class_layers if hasattr(self, "class_layers") else self.classifier
+        return head(F.relu(self.features(x)).flatten(2).mean(2))
 
 
 # ---- GoogLeNet ------------------------------------------------------------------------------------------------------
@@ -285,3 +307,33 @@ class NIN(nn.Module):
             if i < self.count:
                 x = self.pool(x)
         return x.flatten(2).mean(2)
+
+
+# ---- MONAI ----------------------------------------------------------------------------------------------------------
+
+
+class Padding(nn.Module):
+    """Shortcut without weights: every `stride`-th pixel, channels filled up with zeros."""
+
+    def __init__(self, outputs, stride):
+        super().__init__()
+        self.outputs, self.stride = outputs, stride
+
+    def forward(self, x):
+        x = x[(..., *[slice(None, None, self.stride)] * (x.ndim - 2))]
+        return torch.cat([x, x.new_zeros(len(x), self.outputs - x.shape[1], *x.shape[2:])], 1)
+
+
+def monai_resnet(counts, kernels, channels, in_channels, classes, stride=1, bias=True, padding=False, ndim=3):
+    """MONAI's ResNet: the stride of its stem, the bias of its projections, or padding in their place."""
+    net = ResNet(counts, kernels, channels, in_channels=in_channels, classes=classes or 1, ndim=ndim)
+    net.conv1.stride = (stride,) * ndim
+    for block in [m for m in net.modules() if hasattr(m, "downsample")]:
+        conv = block.downsample[0]
+        if padding:
+            block.downsample = Padding(conv.out_channels, conv.stride[0])
+        elif bias:
+            block.downsample[0] = type(conv)(conv.in_channels, conv.out_channels, 1, conv.stride)
+    if not classes:
+        net.fc = nn.Identity()
+    return net

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from fastconv.models.alexnet import alexnet
 from fastconv.models.cnn3d import cnn3d
-from fastconv.models.covariates import WithCovariates
+from fastconv.models.covariates import Standardise, WithCovariates
 from fastconv.models.densenet import densenet, densenet121, densenet161, densenet169, densenet201
-from fastconv.models.googlenet import googlenet, googlenet_loss
+from fastconv.models.googlenet import WithHeads, googlenet, googlenet_loss
 from fastconv.models.lenet import lenet5
 from fastconv.models.nin import nin
-from fastconv.models.resnet import resnet, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
+from fastconv.models.resnet import resnet, resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, resnet_small
 from fastconv.models.simple import logistic_regression, mlp
 from fastconv.models.vgg import vgg, vgg11, vgg13, vgg16, vgg19
 from fastconv.nn.layer import Layer
@@ -25,7 +25,9 @@ from fastconv.nn.layer import Layer
 __all__ = [
     "MODELS",
     "Model",
+    "Standardise",
     "WithCovariates",
+    "WithHeads",
     "alexnet",
     "cnn3d",
     "create",
@@ -41,6 +43,7 @@ __all__ = [
     "mlp",
     "nin",
     "resnet",
+    "resnet10",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -82,6 +85,7 @@ MODELS: dict[str, Model] = {
     "vgg19": Model(vgg19, 3, 224),
     "googlenet": Model(googlenet, 3, 224),
     "resnet_small": Model(resnet_small, 3, 32),
+    "resnet10": Model(resnet10, 3, 224),
     "resnet18": Model(resnet18, 3, 224),
     "resnet34": Model(resnet34, 3, 224),
     "resnet50": Model(resnet50, 3, 224),

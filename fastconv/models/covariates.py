@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, as_array
+from fastconv.models.googlenet import WithHeads
 from fastconv.nn import init
 from fastconv.nn.basic import Flatten, Linear, ReLU
 from fastconv.nn.blocks import Rng
@@ -40,7 +41,8 @@ class Standardise(Leaf):
         Raises
         ------
         ValueError
-            If a column has no finite value to learn from, or holds an infinity.
+            If a column has no finite value to learn from, holds an infinity, or varies by less than the dtype of the
+            layer resolves at its size, such as seconds since 1970 in float32.
         """
         table = np.asarray(covariates, np.float64)
         self._check(table)
@@ -49,10 +51,17 @@ class Standardise(Leaf):
             bad = np.flatnonzero(np.isinf(table).any(0) | (counts == 0)).tolist()
             raise ValueError(f"Standardise: columns {bad} of covariates hold an infinity or no number at all, but "
                              "mean and deviation are needed. Hint: leave these columns out")
-        mean, std = np.nanmean(table, 0), np.nanstd(table, 0)
+        low, high, mean, std = (f(table, 0) for f in (np.nanmin, np.nanmax, np.nanmean, np.nanstd))
+        # A constant column says nothing; dividing by one keeps it at zero. Its deviation may be 1e-17 by rounding.
+        std = np.where(high > low, std, 1)
+        resolution = np.finfo(self.std.dtype).eps * np.maximum(abs(low), abs(high))
+        if np.any((high > low) & (std <= resolution)):
+            bad = np.flatnonzero((high > low) & (std <= resolution)).tolist()
+            raise ValueError(f"Standardise: columns {bad} of covariates deviate by {std[bad].tolist()}, but "
+                             f"{self.std.dtype} resolves {resolution[bad].tolist()} at their size. "
+                             "Hint: subtract a round number near the mean first")
         self.mean.assign(mean)
-        # A constant column says nothing; dividing by one keeps it at zero.
-        self.std.assign(np.where(std > 0, std, 1))
+        self.std.assign(std)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         """Run on `x` (N, n_covariates); gives (N, 2 * n_covariates): values, then ones where they are missing."""
@@ -93,7 +102,7 @@ class WithCovariates(Sequential):
     Raises
     ------
     ValueError
-        If the backbone has no `Flatten` followed by linear layers.
+        If the backbone has no `Flatten` followed by linear layers, or has auxiliary heads.
 
     Examples
     --------
@@ -103,6 +112,9 @@ class WithCovariates(Sequential):
     """
 
     def __init__(self, backbone: Sequential, n_covariates: int, *, hidden: int | None = 64, rng: Rng = None) -> None:
+        if isinstance(backbone, WithHeads) and backbone.heads:
+            raise ValueError(f"WithCovariates: backbone has the auxiliary heads {', '.join(backbone.heads)}, which "
+                             "would be lost: its layers are taken apart. Hint: auxiliary=False")
         names = [name for name, _ in backbone.children()]
         flats = [name for name, layer in backbone.children() if isinstance(layer, Flatten)]
         split = names.index(flats[-1]) + 1 if flats else 0
@@ -138,7 +150,7 @@ class WithCovariates(Sequential):
         Raises
         ------
         ValueError
-            For another number of columns, or a column without a number.
+            For another number of columns, a column without a number, or one that its dtype does not resolve.
         """
         self._standardise.fit(covariates)
 

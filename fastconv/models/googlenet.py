@@ -76,7 +76,7 @@ class WithHeads(Sequential):
                 head = taps[name]
                 outputs[head], head_steps[head] = self.heads[head][1].forward(x)
 
-        def backward(dys: tuple[Array | None, ...]) -> Array:
+        def backward(dys: tuple[Array | None, ...]) -> Array | None:
             dy, gradients = dys[0], dict(zip(self.heads, dys[1:], strict=True))
             for name, step in reversed(steps):
                 head = taps.get(name)
@@ -86,7 +86,6 @@ class WithHeads(Sequential):
                     dy = gradient if dy is None else dy + gradient
                 if dy is not None:
                     dy = step(dy)
-            assert dy is not None
             return dy
 
         return (x, *(outputs[name] for name in self.heads)), backward

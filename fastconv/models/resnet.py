@@ -19,6 +19,7 @@ CHANNELS = (64, 128, 256, 512)
 
 # Table 1 of the paper: the block, its output channels for each of its own, and the number of blocks of each size.
 BLOCKS: dict[int, tuple[Callable[..., Layer], int, tuple[int, ...]]] = {
+    10: (basic_block, 1, (1, 1, 1, 1)),  # of Med3D (Chen et al. 2019), not of the paper
     18: (basic_block, 1, (2, 2, 2, 2)),
     34: (basic_block, 1, (3, 4, 6, 3)),
     50: (bottleneck, BOTTLENECK_EXPANSION, (3, 4, 6, 3)),
@@ -26,11 +27,19 @@ BLOCKS: dict[int, tuple[Callable[..., Layer], int, tuple[int, ...]]] = {
     152: (bottleneck, BOTTLENECK_EXPANSION, (3, 8, 36, 3)),
 }
 
+# Whose weights fit: stride of the large stem, shortcut, and the depths that have another shortcut. The names and shapes
+# of the weights do not tell the strides apart.
+VARIANTS: dict[str, tuple[int, str, dict[int, str]]] = {
+    "torchvision": (2, "projection", {}),
+    "monai": (1, "biased projection", {}),
+    "medicalnet": (2, "projection", {18: "padding", 34: "padding"}),
+}
+
 
 def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, stem: str = "large",
-           residual: bool = True, width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32,
-           rng: Rng = None) -> Sequential:
-    """ResNet with 18, 34, 50, 101 or 152 weight layers.
+           residual: bool = True, variant: str = "torchvision", width: float = 1.0, ndim: int = 2,
+           dtype: DTypeLike = np.float32, rng: Rng = None) -> Sequential:
+    """ResNet with 10, 18, 34, 50, 101 or 152 weight layers.
 
     ========  ======================================================  ==========
     layer     what                                                    size of 224
@@ -45,13 +54,13 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     fc        linear
     ========  ======================================================  ==========
 
-    18 and 34 have `basic_block`, the others `bottleneck`. 11,689,512, 21,797,672, 25,557,032, 44,549,160 and
-    60,192,808 parameters.
+    10, 18 and 34 have `basic_block`, the others `bottleneck`. From 18 layers on: 11,689,512, 21,797,672, 25,557,032,
+    44,549,160 and 60,192,808 parameters.
 
     Parameters
     ----------
     depth : int
-        18, 34, 50, 101 or 152.
+        10, 18, 34, 50, 101 or 152.
     in_channels, num_classes : int
         Channels of the input, number of outputs.
     stem : str
@@ -59,6 +68,10 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
         about 32 pixels.
     residual : bool
         False leaves the shortcuts out: the paper's plain network.
+    variant : str
+        Whose weights fit. ``"torchvision"``: as in the table. ``"monai"``: what MONAI's `resnet18` and the others are
+        by default, with stride 1 in the large stem and a bias in the projections. ``"medicalnet"``: the 3D networks
+        of Med3D (Chen et al. 2019), where the shortcuts of 18 and 34 layers are padding instead of projections.
     width : float
         Factor for the channels of all layers.
     ndim : int
@@ -74,7 +87,7 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     Raises
     ------
     ValueError
-        For an unknown depth, stem or `ndim`.
+        For an unknown depth, stem, variant or `ndim`.
     """
     if depth not in BLOCKS:
         raise ValueError(f"resnet: depth is {depth}, but one of {tuple(BLOCKS)} is needed. "
@@ -82,16 +95,21 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     if stem not in ("large", "small"):
         raise ValueError(f"resnet: stem is {stem!r}, but 'large' or 'small' is needed. "
                          "Hint: 'small' is for sizes of about 32")
+    if variant not in VARIANTS:
+        raise ValueError(f"resnet: variant is {variant!r}, but one of {', '.join(map(repr, VARIANTS))} is needed. "
+                         "Hint: 'torchvision' unless you load weights of another library")
+    stride, shortcut, exceptions = VARIANTS[variant]
+    shortcut = exceptions.get(depth, shortcut)
     kit = Kit(ndim, dtype, rng)
     block, expansion, counts = BLOCKS[depth]
     channels = tuple(scaled(c, width) for c in CHANNELS)
     pool: dict[str, Layer] = {}
     if stem == "large":
-        conv1 = kit.conv(in_channels, channels[0], 7, stride=2, padding=3, bias=False)
+        conv1 = kit.conv(in_channels, channels[0], 7, stride=stride, padding=3, bias=False)
         pool["maxpool"] = kit.max_pool(3, 2, padding=1)
     else:
         conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
-    return _network(kit, conv1, pool, block, expansion, channels, counts, num_classes, residual)
+    return _network(kit, conv1, pool, block, expansion, channels, counts, num_classes, residual, shortcut)
 
 
 def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *, residual: bool = True,
@@ -125,23 +143,29 @@ def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *
     kit = Kit(ndim, dtype, rng)
     channels = tuple(scaled(c, width) for c in (16, 32, 64))
     conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
-    return _network(kit, conv1, {}, basic_block, 1, channels, (blocks,) * 3, num_classes, residual)
+    return _network(kit, conv1, {}, basic_block, 1, channels, (blocks,) * 3, num_classes, residual, "projection")
 
 
 def _network(kit: Kit, conv1: Layer, pool: dict[str, Layer], block: Callable[..., Layer], expansion: int,
-             channels: tuple[int, ...], counts: tuple[int, ...], num_classes: int, residual: bool) -> Sequential:
+             channels: tuple[int, ...], counts: tuple[int, ...], num_classes: int, residual: bool,
+             shortcut: str) -> Sequential:
     layers: dict[str, Layer] = {"conv1": conv1, "bn1": kit.batch_norm(channels[0]), "relu": ReLU(), **pool}
     before = channels[0]
     for number, (inside, count) in enumerate(zip(channels, counts, strict=True), 1):
         blocks = []
         for position in range(count):
             stride = 2 if number > 1 and position == 0 else 1
-            blocks.append(block(before, inside, stride, residual=residual, **kit.kind))
+            blocks.append(block(before, inside, stride, residual=residual, shortcut=shortcut, **kit.kind))
             before = inside * expansion
         layers[f"layer{number}"] = Sequential(*blocks)
     net = Sequential(layers, avgpool=GlobalAvgPool(), flatten=Flatten(), fc=kit.linear(before, num_classes))
     init.initialize(net, init.he_normal, kit.rng)
     return net
+
+
+def resnet10(**options: Any) -> Sequential:
+    """`resnet` with 10 layers."""
+    return resnet(10, **options)
 
 
 def resnet18(**options: Any) -> Sequential:

@@ -1,31 +1,25 @@
-"""Data sets in ``.npz`` files, batches, normalisation and light augmentation.
+"""Data sets in ``.npz`` files, batches, sampling and normalisation.
 
 Images keep the dtype of the file (usually uint8, a quarter of float32) and become float32 one batch at
-a time. Their shape is always (N, C, *spatial); channels that the file holds last stay last in memory.
+a time. Their shape is always (N, C, *spatial); channels that the file holds last stay last in memory. A
+table with one row for each image (age, test scores, ...) goes along where there is one.
 """
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "AUGMENTATIONS",
-    "Dataset",
-    "Normalise",
-    "Split",
-    "batches",
-    "flip",
-    "hold_out",
-    "load_npz",
-    "shift",
-]
+__all__ = ["Augment", "Dataset", "Input", "Normalise", "Split", "balanced_weights", "batches", "hold_out", "load_npz"]
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Input = np.ndarray | tuple[np.ndarray, np.ndarray]
+"""What a network takes: images, or images and their rows of the table."""
 
 # How the parts of a data set are called in the files that people have.
 _LAYOUTS: dict[str, dict[str, tuple[str, str]]] = {
@@ -40,16 +34,20 @@ _LAYOUTS: dict[str, dict[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, *spatial) of any real dtype and their class indices (N,), int64."""
+    """Images (N, C, *spatial) of any real dtype, their class indices (N,), int64, and perhaps a table.
+
+    The table (N, columns) is float32, NaN where a value is missing; see `fastconv.models.WithCovariates`.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    table: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: slice | np.ndarray) -> Split:
-        return Split(self.images[index], self.labels[index])
+        return Split(self.images[index], self.labels[index], None if self.table is None else self.table[index])
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,8 @@ class Dataset:
         return tuple(int(size) for size in self.train.images.shape[2:])
 
 
-def load_npz(path: str | Path, *, val_fraction: float = 0.1, seed: int = 0) -> Dataset:
+def load_npz(path: str | Path, *, val_fraction: float = 0.1, seed: int = 0, table: bool = True,
+             size: int | None = None) -> Dataset:
     """Read an MNIST or MedMNIST ``.npz`` file: 2D or 3D, grey or RGB.
 
     Parameters
@@ -78,12 +77,18 @@ def load_npz(path: str | Path, *, val_fraction: float = 0.1, seed: int = 0) -> D
     path
         A file with ``x_train, y_train, x_test, y_test`` (MNIST) or ``train_images, train_labels,
         val_images, …`` (MedMNIST, Yang et al., Scientific Data 10, 41, 2023). Images are
-        (N, *spatial) or (N, *spatial, channels) with 1, 3 or 4 channels; labels (N,) or (N, 1).
+        (N, *spatial) or (N, *spatial, channels) with 1, 3 or 4 channels; labels (N,) or (N, 1). A table of
+        covariates may go along with each part as ``train_table``, ``val_table``, ``test_table``, (N, columns).
     val_fraction
         Share of the training part held out for validation where the file has no validation part;
         0 holds nothing out.
     seed
         Decides which images are held out.
+    table
+        False leaves the tables out.
+    size
+        Every spatial axis is cropped, or padded by repeating the border, to this length, on both sides alike; for
+        networks that need more pixels than there are, such as VGG, 32.
 
     Raises
     ------
@@ -105,6 +110,7 @@ def load_npz(path: str | Path, *, val_fraction: float = 0.1, seed: int = 0) -> D
                 for part, (images, labels) in layout.items()
                 if images in file and labels in file
             }
+            tables = {part: file[name] for part in parts if table and (name := f"{part}_table") in file}
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error
     except ValueError as error:
@@ -112,13 +118,18 @@ def load_npz(path: str | Path, *, val_fraction: float = 0.1, seed: int = 0) -> D
         message = str(error)
         raise ValueError(message if str(path) in message else f"{path}: {message}") from error
 
-    train, val, test = parts["train"], parts.get("val"), parts["test"]
+    if tables:
+        parts = {part: _with_table(path, part, split, tables) for part, split in parts.items()}
+    shape = parts["train"].images.shape[1:]
     for part, split in parts.items():
-        if split.images.shape[1:] != train.images.shape[1:]:
+        if split.images.shape[1:] != shape:
             raise ValueError(
                 f"{path}: {part} images have shape {split.images.shape[1:]} (channels first), "
-                f"but training images have {train.images.shape[1:]}"
+                f"but training images have {shape}"
             )
+    if size is not None:
+        parts = {part: replace(split, images=_to_size(split.images, size)) for part, split in parts.items()}
+    train, val, test = parts["train"], parts.get("val"), parts["test"]
     if val is None and val_fraction > 0:
         train, val = hold_out(train, val_fraction, seed)
     num_classes = 1 + max(int(split.labels.max()) for split in parts.values())
@@ -171,6 +182,32 @@ def _split(images_name: str, images: np.ndarray, labels_name: str, labels: np.nd
     return Split(images, labels.astype(np.int64))
 
 
+def _with_table(path: str | Path, part: str, split: Split, tables: dict[str, np.ndarray]) -> Split:
+    """Join a part with its table, which must fit the images of the part and the tables of the others."""
+    name, table, first = f"{path}: {part}_table", tables.get(part), next(iter(tables.values()))
+    if table is None:
+        raise ValueError(f"{path}: holds {', '.join(f'{other}_table' for other in tables)}, but not {part}_table: "
+                         "a table for every part, or for none, is needed")
+    if table.ndim != 2 or table.dtype.kind not in "uifb" or table.shape != (len(split), first.shape[-1]):
+        raise ValueError(f"{name} has shape {table.shape} and dtype {table.dtype}, but one row of numbers for each of "
+                         f"the {len(split)} images, and as many columns as in the other parts, is needed. "
+                         "Hint: NaN where a value is missing")
+    if np.isinf(table).any():
+        raise ValueError(f"{name} holds infinity. Hint: NaN where a value is missing")
+    return Split(split.images, split.labels, table.astype(np.float32))
+
+
+def _to_size(images: np.ndarray, size: int) -> np.ndarray:
+    if size < 1:
+        raise ValueError(f"load_npz: size is {size}, but at least 1 pixel is needed. Hint: size=32")
+    crops, pads = [slice(None)] * 2, [(0, 0)] * 2
+    for length in images.shape[2:]:
+        cut, lack = max(length - size, 0), max(size - length, 0)
+        crops.append(slice(cut // 2, cut // 2 + size))
+        pads.append((lack // 2, lack - lack // 2))
+    return np.pad(images[tuple(crops)], pads, mode="edge")
+
+
 def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Divide a part at random into (rest, held out), with ``round(fraction * N)`` images held out.
 
@@ -221,6 +258,11 @@ class Normalise:
         return x
 
 
+def balanced_weights(labels: np.ndarray) -> np.ndarray:
+    """Weights of images, (N,) float64, with which `batches` draws every class equally often."""
+    return 1 / np.bincount(labels)[labels]
+
+
 def batches(
     split: Split,
     batch_size: int,
@@ -228,8 +270,11 @@ def batches(
     normalise: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator | None = None,
     augment: Augment | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    weights: np.ndarray | None = None,
+) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield (x, labels) with x (B, C, *spatial) float32; the last batch may be smaller.
+
+    If the part has a table, x is a pair of images and their rows of it, (B, columns) float32: an `Input`.
 
     Parameters
     ----------
@@ -238,18 +283,25 @@ def batches(
     rng
         Shuffles the images; without it they come in order.
     augment
-        ``augment(x, rng) -> x``, for instance `shift`; needs `rng`.
+        ``augment(images, rng) -> images``, see `fastconv.training.augment`; needs `rng`.
+    weights
+        (N,) numbers of at least 0: how often an image is drawn, relative to the others; needs `rng`. Still N draws in
+        all: the image i comes ``N * weights[i] / sum(weights)`` times, rounded up or down at random such that this is
+        the mean (systematic resampling, Kitagawa 1996, appendix). See `balanced_weights`.
 
     Raises
     ------
     ValueError
-        `batch_size` is below 1, or `augment` is given without `rng`.
+        `batch_size` is below 1, `weights` are no weights, or `augment` or `weights` is given without `rng`.
     """
     if batch_size < 1:
         raise ValueError(f"batches: batch_size is {batch_size}, but at least 1 is needed")
-    if augment is not None and rng is None:
-        raise ValueError("batches: augment needs rng. Hint: rng=numpy.random.default_rng(0)")
+    for name, value in (("augment", augment), ("weights", weights)):
+        if value is not None and rng is None:
+            raise ValueError(f"batches: {name} needs rng. Hint: rng=numpy.random.default_rng(0)")
     order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
+    if weights is not None and rng is not None:
+        order = _resample(order, weights, rng)
     # Gathered with the channels last in memory, as files hold RGB and as the kernels like it.
     images = np.moveaxis(split.images, 1, -1)
     for start in range(0, len(order), batch_size):
@@ -257,35 +309,18 @@ def batches(
         x = normalise(np.moveaxis(np.take(images, chosen, axis=0), -1, 1))
         if augment is not None and rng is not None:
             x = augment(x, rng)
-        yield x, split.labels[chosen]
+        yield (x if split.table is None else (x, split.table[chosen])), split.labels[chosen]
 
 
-def shift(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Move each image (B, C, *spatial) by up to 1/14 of its size (2 of 28 pixels) along each axis.
-
-    The border pixel is repeated into the space that opens, so that no edge appears in an image whose
-    background is not zero.
-    """
-    moved = np.moveaxis(x, 1, -1)  # indexing gives C order, and batches have their channels last
-    for axis in range(1, x.ndim - 1):
-        size = moved.shape[axis]
-        reach = max(1, size // 14)
-        offset = rng.integers(-reach, reach + 1, size=(len(x), 1))
-        index = np.clip(np.arange(size) + offset, 0, size - 1)
-        shape = [len(x)] + [1] * (x.ndim - 1)
-        shape[axis] = size
-        moved = np.take_along_axis(moved, index.reshape(shape), axis=axis)
-    return np.moveaxis(moved, -1, 1)
-
-
-def flip(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror each image (B, C, *spatial) along each spatial axis with probability 1/2."""
-    x = x.copy(order="K")
-    for axis in range(2, x.ndim):
-        chosen = rng.random(len(x)) < 0.5
-        x[chosen] = np.flip(x[chosen], axis=axis)
-    return x
-
-
-# The names of `fastconv train --augment`.
-AUGMENTATIONS: dict[str, Augment] = {"shift": shift, "flip": flip}
+def _resample(order: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw as many as there are, each in proportion to its weight, by N equidistant pointers on the running sum."""
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != order.shape or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+        raise ValueError(f"batches: weights has shape {weights.shape} and values from {weights.min()} to "
+                         f"{weights.max()}, but {len(order)} finite numbers of at least 0, one for each image and not "
+                         "all 0, are needed. Hint: balanced_weights(split.labels)")
+    # Images of one weight, such as those of one class, side by side: their number is then right within one, too.
+    order = order[np.argsort(weights[order], kind="stable")]
+    ends = np.cumsum(weights[order])
+    pointers = (np.arange(len(order)) + rng.random()) * (ends[-1] / len(order))
+    return rng.permutation(order[np.searchsorted(ends, np.minimum(pointers, ends[-1]))])

@@ -8,27 +8,35 @@
         backward(dlogits)
         optimizer.step()
         optimizer.zero_grad()
+
+Networks may have several heads, such as GoogLeNet's auxiliary classifiers: ``forward`` then gives a tuple, the logits
+first. Data may be pairs of images and rows of a table, for `fastconv.models.WithCovariates`. Both go through the same
+few lines: `train_step` treats a single output as a tuple of one, and x is handed on as it is.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from fastconv.functional.pointwise import softmax
-from fastconv.nn import Layer, cross_entropy
-from fastconv.training.data import Augment, Split, batches
+from fastconv.models.googlenet import AUXILIARY_WEIGHT
+from fastconv.nn import Branches, Layer, Sequential, cross_entropy
+from fastconv.training.data import Augment, Input, Split, batches
 from fastconv.training.metrics import Evaluation
 from fastconv.training.progress import Progress
+from fastconv.training.stopping import EarlyStopping
 
 __all__ = ["EpochRecord", "evaluate", "fit", "train_step"]
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[Any, np.ndarray]]
+"""``loss(logits, labels) -> (value, dlogits)`` of one output."""
 
 
 class Optimizer(Protocol):
@@ -70,15 +78,63 @@ class EpochRecord:
 
 
 def train_step(
-    model: Layer, optimizer: Optimizer, x: np.ndarray, labels: np.ndarray, *, loss: Loss = cross_entropy
+    model: Layer,
+    optimizer: Optimizer,
+    x: Input,
+    labels: np.ndarray,
+    *,
+    loss: Loss = cross_entropy,
+    head_weights: float | Sequence[float] = AUXILIARY_WEIGHT,
 ) -> tuple[float, np.ndarray]:
-    """One step of gradient descent on the batch x (B, C, *spatial); returns the loss and the logits."""
-    logits, backward = model.forward(x)
-    value, dlogits = loss(logits, labels)
-    backward(dlogits)
+    """One step of gradient descent on a batch.
+
+    Parameters
+    ----------
+    x
+        Images (B, C, *spatial), or a pair of images and rows of a table: what the model takes.
+    labels
+        (B,) class indices.
+    loss
+        Of one output.
+    head_weights
+        The loss is that of the first output plus `head_weights` times that of each further one of ``forward``: 0.3
+        as in GoogLeNet (Szegedy et al. 2015, section 5), or a number for each.
+
+    Returns
+    -------
+    loss : float
+        The weighted sum.
+    logits : ndarray
+        The first output, (B, classes).
+
+    Raises
+    ------
+    ValueError
+        `head_weights` is a sequence of another length than there are further outputs.
+    """
+    outputs, backward = model.forward(x)
+    heads = outputs if isinstance(outputs, tuple) else (outputs,)
+    weights = (1.0, *_per_head(head_weights, len(heads) - 1))
+    losses, gradients = zip(*(loss(logits, labels) for logits in heads), strict=True)
+    gradients = tuple(
+        gradient if weight == 1 else gradient * gradient.dtype.type(weight)
+        for weight, gradient in zip(weights, gradients, strict=True)
+    )
+    backward(gradients if isinstance(outputs, tuple) else gradients[0])
     optimizer.step()
     optimizer.zero_grad()
-    return float(value), logits
+    return float(sum(weight * value for weight, value in zip(weights, losses, strict=True))), heads[0]
+
+
+def _per_head(weights: float | Sequence[float], heads: int) -> tuple[float, ...]:
+    if not isinstance(weights, Sequence):
+        return (weights,) * heads
+    if len(weights) != heads:
+        raise ValueError(
+            f"train_step: head_weights is {tuple(weights)}, {len(weights)} numbers, but the model has {heads} outputs "
+            "beside its logits: one number for each is needed. Hint: one number alone is for all of them"
+        )
+    return tuple(weights)
 
 
 def fit(
@@ -91,8 +147,11 @@ def fit(
     val: Split | None = None,
     batch_size: int = 64,
     loss: Loss = cross_entropy,
+    head_weights: float | Sequence[float] = AUXILIARY_WEIGHT,
     schedule: Schedule | None = None,
     augment: Augment | None = None,
+    weights: np.ndarray | None = None,
+    stopping: EarlyStopping | None = None,
     seed: int = 0,
     history: Iterable[EpochRecord] = (),
     progress: Progress | None = None,
@@ -102,14 +161,23 @@ def fit(
 
     Parameters
     ----------
+    train
+        Images and labels, and perhaps a table; then the model takes pairs.
     normalise
         Maps a batch of images (B, C, *spatial) to float32 input, see `fastconv.training.data.Normalise`.
     val
         Measured after every epoch; takes no part in the training.
+    loss, head_weights
+        See `train_step`. The validation part is measured on the logits alone.
     schedule
         Stepped after every batch.
     augment
-        ``augment(x, rng) -> x``, applied to training batches.
+        ``augment(images, rng) -> images``, applied to training batches; see `fastconv.training.augment`.
+    weights
+        (N,): how often each training image is drawn, see `batches`; without it each comes once an epoch.
+    stopping
+        Ends the training early, or not, and gives the model the weights of the best epoch in the end; needs `val`.
+        `after_epoch` still sees those of the last one.
     seed
         Epoch e draws its order and augmentation from a generator seeded by (seed, e), whatever came
         before. So a run that is resumed at an epoch goes on as if it had never stopped.
@@ -122,18 +190,26 @@ def fit(
     ------
     FloatingPointError
         The loss is NaN or infinite: the run has diverged.
+    ValueError
+        `stopping` is given without `val`, or an argument of `batches` or `train_step` does not fit.
     """
+    if stopping is not None and val is None:
+        raise ValueError("fit: stopping is given without val, but the best epoch is that on a validation part. "
+                         "Hint: hold_out divides a part at random")
     records = list(history)
     steps = math.ceil(len(train) / batch_size)
     for epoch in range(len(records) + 1, epochs + 1):
+        if stopping is not None and stopping.done:
+            break
         start = time.perf_counter()
         rng = np.random.default_rng((seed, epoch))
         lr = optimizer.lr
         seen = correct = 0
         total = 0.0
-        batch_iterator = batches(train, batch_size, normalise=normalise, rng=rng, augment=augment)
-        for step, (x, labels) in enumerate(batch_iterator, 1):
-            value, logits = train_step(model, optimizer, x, labels, loss=loss)
+        drawn = batches(train, batch_size, normalise=normalise, rng=rng, augment=augment, weights=weights)
+        for step, (x, labels) in enumerate(drawn, 1):
+            with _without_input_gradients(model):
+                value, logits = train_step(model, optimizer, x, labels, loss=loss, head_weights=head_weights)
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"fit: the loss is {value} in epoch {epoch}, step {step}: training has diverged. "
@@ -159,11 +235,43 @@ def fit(
                 val_auc=None if measured is None else measured.auc,
             )
         )
+        if stopping is not None:
+            stopping.update(records[-1], model)
         if after_epoch is not None:
             after_epoch(records)
         if progress is not None:  # last: an epoch that is reported is also saved
             progress.epoch(epoch, records[-1].summary())
+    if stopping is not None:
+        stopping.restore(model)
     return records
+
+
+@contextmanager
+def _without_input_gradients(model: Layer) -> Iterator[None]:
+    """Spare the layers that see the data the gradient of their input, which nobody reads.
+
+    It can cost more than all the rest: a large kernel over few channels at the full size of the image.
+    """
+    names = [id(layer) for _, layer in model.named_layers()]
+    spared = [layer for layer in _first_layers(model) if names.count(id(layer)) == 1]  # not one that comes again later
+    for layer in spared:
+        layer.input_grad = False
+    try:
+        yield
+    finally:
+        for layer in spared:
+            layer.input_grad = True
+
+
+def _first_layers(model: Layer) -> Iterator[Any]:
+    """The layers with a switch for the gradient of their input that see nothing but the input of `model`."""
+    if isinstance(model, Sequential):
+        yield from _first_layers(model[0])
+    elif isinstance(model, Branches):
+        for branch in model:
+            yield from _first_layers(branch)
+    elif hasattr(model, "input_grad"):
+        yield model
 
 
 def evaluate(

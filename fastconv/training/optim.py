@@ -31,6 +31,10 @@ def _check_range(op: str, name: str, value: float, low: float, high: float, hint
         raise ValueError(f"{op}: {name} is {value}, but {low} <= {name} <= {high} is needed. Hint: {hint}")
 
 
+_PIECE = 32768
+"""Elements of a parameter that `Adam` moves at a time: under 1 MB with its temporaries."""
+
+
 class Optimizer:
     """Base class: the list of parameters, their state, and the loop over them.
 
@@ -206,11 +210,17 @@ class Adam(Optimizer):
         self.eps = eps
 
     def _update(self, value: Array, grad: Array, state: dict[str, Any]) -> None:
-        beta1, beta2 = self.betas
         if not state:
             state.update(step=0, mean=np.zeros_like(value), square=np.zeros_like(value))
         state["step"] += 1
-        mean, square = state["mean"], state["square"]
+        # In pieces that stay in cache: a dozen passes over a layer of megabytes would each go to memory.
+        value, grad, mean, square = (array.reshape(-1) for array in (value, grad, state["mean"], state["square"]))
+        for start in range(0, value.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            self._update_piece(value[piece], grad[piece], mean[piece], square[piece], state["step"])
+
+    def _update_piece(self, value: Array, grad: Array, mean: Array, square: Array, step: int) -> None:
+        beta1, beta2 = self.betas
         if self.decoupled:
             value *= 1 - self.lr * self.weight_decay
         elif self.weight_decay:
@@ -219,9 +229,9 @@ class Adam(Optimizer):
         square *= beta2
         square += (1 - beta2) * grad * grad
         denominator = np.sqrt(square)
-        denominator /= math.sqrt(1 - beta2 ** state["step"])
+        denominator /= math.sqrt(1 - beta2**step)
         denominator += self.eps
-        value -= self.lr / (1 - beta1 ** state["step"]) * mean / denominator
+        value -= self.lr / (1 - beta1**step) * mean / denominator
 
 
 class AdamW(Adam):

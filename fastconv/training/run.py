@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from fastconv import models
-from fastconv.nn import Layer, init
+from fastconv.nn import Layer, Sequential, init
+from fastconv.training.augment import parse
 from fastconv.training.checkpoint import load_checkpoint, save_checkpoint
-from fastconv.training.data import AUGMENTATIONS, Augment, Normalise, load_npz
+from fastconv.training.data import Normalise, balanced_weights, batches, load_npz
 from fastconv.training.loop import EpochRecord, evaluate, fit
 from fastconv.training.metrics import Evaluation
 from fastconv.training.optim import SGD, Adam, AdamW, CosineLR, MultiStepLR, Optimizer, Schedule
 from fastconv.training.progress import Progress
+from fastconv.training.stopping import EarlyStopping
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "Recipe", "Run"]
+__all__ = ["OPTIMIZERS", "SAMPLINGS", "SCHEDULES", "Recipe", "Run"]
 
 
 # How to make it, and the learning rate that suits it.
@@ -36,19 +38,37 @@ SCHEDULES: dict[str, Callable[[Optimizer, int], Schedule]] = {
     "constant": lambda optimizer, steps: MultiStepLR(optimizer, []),
 }
 
+# The weights with which images are drawn, from the labels.
+SAMPLINGS: dict[str, Callable[[np.ndarray], np.ndarray | None]] = {
+    "each-once": lambda labels: None,
+    "balanced": balanced_weights,
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result of a run. `lr` None is the optimizer's own in `OPTIMIZERS`."""
+    """Everything that decides the result of a run.
+
+    `options` are further arguments of the network's function, such as ``{"width": 0.5, "stem": "small"}``. `lr` None
+    is the optimizer's own in `OPTIMIZERS`. For `augment` see `fastconv.training.augment.parse`. `select` and `patience`
+    are monitor and patience of `EarlyStopping`, which there is if one of them is given. For `table` and `size` see
+    `fastconv.training.load_npz`.
+    """
 
     model: str
     data: str
+    options: dict[str, Any] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 64
     optimizer: str = "adamw"
     lr: float | None = None
     schedule: str = "cosine"
     augment: tuple[str, ...] = ()
+    sampling: str = "each-once"
+    select: str | None = None
+    patience: int | None = None
+    table: bool = True
+    size: int | None = None
     val_fraction: float = 0.1
     seed: int = 0
 
@@ -59,12 +79,20 @@ class Recipe:
             f"batches of {self.batch_size}",
             f"seed {self.seed}",
             *self.augment,
+            *([f"{self.sampling} sampling"] if self.sampling != "each-once" else []),
+            *([f"best epoch by validation {self.monitor}"] if self.monitor else []),
+            *([f"patience {self.patience}"] if self.patience else []),
         ]
         return ", ".join(parts)
 
     @property
     def learning_rate(self) -> float:
         return OPTIMIZERS[self.optimizer][1] if self.lr is None else self.lr
+
+    @property
+    def monitor(self) -> str | None:
+        """What `EarlyStopping` watches, if it is wanted."""
+        return self.select or ("loss" if self.patience else None)
 
 
 class Run:
@@ -78,13 +106,19 @@ class Run:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.dataset = load_npz(recipe.data, val_fraction=recipe.val_fraction, seed=recipe.seed)
+        self.dataset = load_npz(recipe.data, val_fraction=recipe.val_fraction, seed=recipe.seed, table=recipe.table,
+                                size=recipe.size)
+        if recipe.monitor and self.dataset.val is None:
+            raise ValueError(f"{recipe.data}: has no validation part to choose the best epoch on. "
+                             "Hint: a val_fraction above 0")
+        self.augment = parse(recipe.augment) if recipe.augment else None
         self.normalise = Normalise.fit(self.dataset.train.images)
         init.seed(recipe.seed)
         self.model = self._build()
         self.optimizer = OPTIMIZERS[recipe.optimizer][0](self.model.parameters(), lr=recipe.learning_rate)
         steps = recipe.epochs * -(-len(self.dataset.train) // recipe.batch_size)
         self.schedule = SCHEDULES[recipe.schedule](self.optimizer, steps)
+        self.stopping = EarlyStopping(recipe.monitor, recipe.patience) if recipe.monitor else None
         self.history: list[EpochRecord] = []
 
     @classmethod
@@ -135,14 +169,19 @@ class Run:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
+                "stopping": self.stopping and self.stopping.state_dict(),
                 "rng": {name: rng.bit_generator.state for name, rng in self._generators().items()},
                 "history": [asdict(record) for record in self.history],
             },
         )
 
     def train(self, checkpoint: str | Path) -> None:
-        """Train until the recipe's epochs are done, writing `checkpoint` at the start and after each epoch."""
-        self.save(checkpoint)
+        """Train until the recipe's epochs are done or `stopping` ends it, writing `checkpoint` after each epoch.
+
+        With `stopping` the model has the weights of the best epoch then; the checkpoint holds them beside the last.
+        """
+        if not self.history:
+            self.save(checkpoint)
 
         def after_epoch(history: list[EpochRecord]) -> None:
             self.history = list(history)
@@ -158,7 +197,9 @@ class Run:
                 val=self.dataset.val,
                 batch_size=self.recipe.batch_size,
                 schedule=self.schedule,
-                augment=self._augment() if self.recipe.augment else None,
+                augment=self.augment,
+                weights=SAMPLINGS[self.recipe.sampling](self.dataset.train.labels),
+                stopping=self.stopping,
                 seed=self.recipe.seed,
                 history=self.history,
                 progress=progress,
@@ -171,14 +212,27 @@ class Run:
 
     def _build(self) -> Layer:
         """The network, which one image has passed: many need images of some size, and not all say so themselves."""
-        dataset, name = self.dataset, self.recipe.model
+        dataset, name, table = self.dataset, self.recipe.model, self.dataset.train.table
         try:
-            model = models.create(name, dataset.in_channels, dataset.num_classes, dataset.input_size)
-            model(self.normalise(dataset.train.images[:1]))
+            model = models.create(name, dataset.in_channels, dataset.num_classes, dataset.input_size,
+                                  **self.recipe.options)
+            if table is not None:
+                if not isinstance(model, Sequential):
+                    raise ValueError(f"its table needs a Sequential to join, not a {type(model).__name__}. "
+                                     "Hint: table=False, --no-table")
+                model = models.WithCovariates(model, table.shape[1])
+                model.fit(table)
+            x, _ = next(batches(dataset.train, 1, normalise=self.normalise))
+            model(x)
+        except TypeError as error:
+            if not self.recipe.options:
+                raise
+            raise ValueError(f"{name} does not take the options {self.recipe.options}: {error}. "
+                             "Hint: width=0.5 is one that most networks have") from error
         except ValueError as error:
             raise ValueError(
                 f"{self.recipe.data}: {name} does not take images of {dataset.in_channels} x "
-                f"{' x '.join(map(str, dataset.input_size))}: {error}"
+                f"{' x '.join(map(str, dataset.input_size))}: {error}; --size 32 crops or pads the images"
             ) from error
         return model
 
@@ -186,6 +240,8 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.stopping is not None:
+            self.stopping.load_state_dict(state["stopping"])
         for name, generator in self._generators().items():
             generator.bit_generator.state = state["rng"][name]
         known = {field.name for field in fields(EpochRecord)}
@@ -208,15 +264,6 @@ class Run:
         train = self.dataset.train
         return {
             "shape": list(train.images.shape),
-            "crc32": [zlib.crc32(array.tobytes()) for array in (train.images, train.labels)],
+            "crc32": [zlib.crc32(array.tobytes()) for array in (train.images, train.labels, train.table)
+                      if array is not None],
         }
-
-    def _augment(self) -> Augment:
-        steps = [AUGMENTATIONS[name] for name in self.recipe.augment]
-
-        def augment(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            for step in steps:
-                x = step(x, rng)
-            return x
-
-        return augment
