@@ -97,6 +97,7 @@ def test_networks_have_a_summary(capsys, name):
 
 def test_a_closed_pipe_is_no_error():
     code = "import sys; from fastconv import cli; sys.exit(cli.main(['summary', 'resnet_small', '--depth', '9']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
