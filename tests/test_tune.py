@@ -8,6 +8,7 @@ from tolerance import assert_close
 
 import fastconv
 from fastconv import functional, plan, tune
+from fastconv.backends import _cpu
 from fastconv.cli import main
 from fastconv.config import settings
 from fastconv.problem import conv_problem
@@ -120,7 +121,8 @@ def test_what_a_choice_depends_on(timed, monkeypatch):
     assert is_new(x.astype(np.float64), w.astype(np.float64))
     assert is_new(x, w, op="conv_input_grad")
     assert is_new(np.repeat(x, 2, axis=0), w)
-    for change in ({"threads": 2}, {"exact": True}, {"isa": "generic"}):
+    others = [{"isa": isa} for isa in _cpu.available_isas() if isa != settings().isa]
+    for change in ({"threads": 2}, {"exact": True}, *others):
         with fastconv.config(**change):
             assert is_new(x, w)
     monkeypatch.setattr(fastconv, "__version__", "0.0.0")
