@@ -5,6 +5,16 @@ Gradients come from these by difference quotients, so that nothing of fastconv t
 
 import numpy as np
 
+# Table I of LeNet's paper: the row of each map of S2 has an X for each map of C3 that sees it.
+C3 = """
+    X...XXX..XXXX.XX
+    XX...XXX..XXXX.X
+    XXX...XXX..X.XXX
+    .XXX..XXXX..X.XX
+    ..XXX..XXXX.XX.X
+    ...XXX..XXXX.XXX
+"""
+
 
 class Reference:
     """Layers in float64 that find their weights by name; training mode (statistics of the batch) without dropout."""
@@ -38,18 +48,21 @@ class Reference:
 
     # ---- blocks ----
 
-    def residual(self, name, x, convolutions, stride=1, residual=True):
+    def residual(self, name, x, convolutions, stride=1, residual=True, paper=False):
         """`convolutions` is 2 or 3: basic block or bottleneck."""
         z = x
         for i in range(1, convolutions + 1):
             kernel = 3 if convolutions == 2 or i == 2 else 1
-            step = stride if i == (1 if convolutions == 2 else 2) else 1
+            step = stride if i == (1 if convolutions == 2 or paper else 2) else 1
             z = self.norm(f"{name}bn{i}", self.conv(f"{name}conv{i}", z, step, kernel // 2))
             z = relu(z) if i < convolutions else z
         if not residual:
             return relu(z)
         if self.has(f"{name}downsample"):
             x = self.norm(f"{name}downsample.1", self.conv(f"{name}downsample.0", x, stride))
+        elif z.shape != x.shape:
+            x = x[(..., *[slice(None, None, stride)] * (x.ndim - 2))]
+            x = np.concatenate([x, np.zeros((len(x), z.shape[1] - x.shape[1], *x.shape[2:]))], 1)
         return relu(z + x)
 
     def dense_layer(self, name, x):
@@ -89,19 +102,21 @@ class Reference:
         return x
 
     def auxiliary(self, name, x):
-        x = self.conv_relu(f"{name}conv.", avg_pool(x, 5, 3))
+        x = average_to(x, 4) if self.has(f"{name}conv.bn") else avg_pool(x, 5, 3)
+        x = self.conv_relu(f"{name}conv.", x)
         return self.linear(f"{name}fc2", relu(self.linear(f"{name}fc1", x.reshape(len(x), -1))))
 
     # ---- networks ----
 
-    def resnet(self, x, counts, convolutions, residual=True, stem="large"):
+    def resnet(self, x, counts, convolutions, residual=True, stem="large", paper=False):
         if stem == "large":
             x = max_pool(relu(self.norm("bn1", self.conv("conv1", x, 2, 3))), 3, 2, 1)
         else:
             x = relu(self.norm("bn1", self.conv("conv1", x, 1, 1)))
         for stage, count in enumerate(counts):
             for i in range(count):
-                x = self.residual(f"layer{stage + 1}.{i}.", x, convolutions, 2 if stage and not i else 1, residual)
+                x = self.residual(f"layer{stage + 1}.{i}.", x, convolutions, 2 if stage and not i else 1, residual,
+                                  paper)
         return self.linear("fc", global_mean(x))
 
     def densenet(self, x):
@@ -112,29 +127,43 @@ class Reference:
         return self.linear("classifier", global_mean(relu(self.norm("features.norm5", x))))
 
     def googlenet(self, x):
-        x = max_pool(self.conv_relu("conv1.", x, 2, 3), 3, 2, ceil=True)
-        x = self.conv_relu("conv3.", self.conv_relu("conv2.", response_norm(x, 5, 1e-4, 0.75, 1.0)), padding=1)
-        x = max_pool(response_norm(x, 5, 1e-4, 0.75, 1.0), 3, 2, ceil=True)
+        """Logits, and those of the auxiliary classifiers if there are weights for them."""
+        torchvision = self.has("conv1.bn")
+
+        def norm(x):
+            return x if torchvision else response_norm(x, 5, 1e-4, 0.75, 1.0)
+
+        outputs = []
+        x = norm(max_pool(self.conv_relu("conv1.", x, 2, 3), 3, 2, ceil=True))
+        x = norm(self.conv_relu("conv3.", self.conv_relu("conv2.", x), padding=1))
+        x = max_pool(x, 3, 2, ceil=True)
         for name in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
             x = self.inception(f"inception{name}.", x)
-            x = max_pool(x, 3, 2, ceil=True) if name in ("3b", "4e") else x
-        return self.linear("fc", global_mean(x))
+            head = {"4a": "aux1", "4d": "aux2"}.get(name)
+            if head and self.has(head):
+                outputs.append(self.auxiliary(f"{head}.", x))
+            if name in ("3b", "4e"):
+                x = max_pool(x, 2 if torchvision and name == "4e" else 3, 2, ceil=True)
+        return (self.linear("fc", global_mean(x)), *outputs) if outputs else self.linear("fc", global_mean(x))
 
-    def alexnet(self, x):
-        for i, (stride, padding, groups, normalise, pool) in {
-                0: (4, 0, 1, True, True), 4: (1, 2, 2, True, True), 8: (1, 1, 1, False, False),
-                10: (1, 1, 2, False, False), 12: (1, 1, 2, False, True)}.items():
-            x = relu(self.conv(f"features.{i}", x, stride, padding, groups))
+    def alexnet(self, x, paper):
+        i, groups = 0, 2 if paper else 1
+        for stride, padding, parts, normalise, pool in (
+                (4, 0 if paper else 2, 1, paper, True), (1, 2, groups, paper, True), (1, 1, 1, False, False),
+                (1, 1, groups, False, False), (1, 1, groups, False, True)):
+            x = relu(self.conv(f"features.{i}", x, stride, padding, parts))
             x = response_norm(x, 5, 5e-4, 0.75, 2.0) if normalise else x
             x = max_pool(x, 3, 2) if pool else x
-        return self.classifier(global_mean(x), (0, 3, 6))
+            i += 2 + normalise + pool
+        return self.classifier(global_mean(x), (0, 3, 6) if paper else (1, 4, 6))
 
-    def vgg(self, x, convolutions):
+    def vgg(self, x, convolutions, batch_norm=False):
         i = 0
         for count in convolutions:
             for _ in range(count):
-                x = relu(self.conv(f"features.{i}", x, padding=1))
-                i += 2
+                x = self.conv(f"features.{i}", x, padding=1)
+                x = relu(self.norm(f"features.{i + 1}", x) if batch_norm else x)
+                i += 2 + batch_norm
             x = max_pool(x, 2, 2)
             i += 1
         return self.classifier(global_mean(x), (0, 3, 6))
@@ -150,6 +179,49 @@ class Reference:
         x = max_pool(self.mlpconv("mlpconv2.", x, padding=2), 3, 2, ceil=True)
         return global_mean(self.mlpconv("mlpconv3.", x, padding=1))
 
+    def lenet(self, x):
+        x = max_pool(relu(self.conv("c1", x, padding=2)), 2, 2)
+        x = max_pool(relu(self.conv("c3", x)), 2, 2)
+        x = relu(self.linear("c5", x.reshape(len(x), -1)))
+        return self.linear("output", relu(self.linear("f6", x)))
+
+    def lenet_1998(self, x):
+        x = self.subsampling("s2", squash(self.conv("c1", x, padding=2)))
+        x = self.subsampling("s4", squash(self.sparse_conv("c3", squash(x))))
+        x = squash(self.conv("c5", squash(x)))
+        x = squash(self.linear("f6", x.reshape(len(x), -1)))
+        return -((x[:, None] - self.state["output.codes"]) ** 2).sum(2)
+
+    def subsampling(self, name, x):
+        total = 2 ** (x.ndim - 2) * avg_pool(x, 2, 2)
+        return total * by_channel(self.state[f"{name}.weight"], x) + by_channel(self.state[f"{name}.bias"], x)
+
+    def sparse_conv(self, name, x):
+        """Weights lie in the order of the table's columns."""
+        filters = iter(self.state[f"{name}.weight"])
+        rows = C3.split()
+        maps = []
+        for column, bias in enumerate(self.state[f"{name}.bias"]):
+            total = bias
+            for source in [k for k, row in enumerate(rows) if row[column] == "X"]:
+                kernel = next(filters)
+                axes = tuple(range(1, x.ndim - 1))
+                windows = np.lib.stride_tricks.sliding_window_view(x[:, source], kernel.shape, axes)
+                total = total + np.tensordot(windows, kernel, kernel.ndim)
+            maps.append(total)
+        return np.stack(maps, 1)
+
+    def mlp(self, x):
+        x, i = x.reshape(len(x), -1), 1
+        while self.has(f"fc{i + 1}."):
+            x, i = relu(self.linear(f"fc{i}", x)), i + 1
+        return self.linear(f"fc{i}", x)
+
+    def cnn3d(self, x):
+        for i in (0, 4, 8):
+            x = max_pool(relu(self.norm(f"{i + 1}", self.conv(f"{i}", x, padding=1))), 2, 2)
+        return self.linear("14", global_mean(x))
+
 
 def by_channel(values, x):
     return values.reshape(-1, *[1] * (x.ndim - 2))
@@ -157,6 +229,19 @@ def by_channel(values, x):
 
 def relu(x):
     return np.where(x > 0, x, 0)
+
+
+def squash(x):
+    return 1.7159 * np.tanh(2 / 3 * x)
+
+
+def average_to(x, size):
+    """Means of parts whose borders are rounded outwards."""
+    for axis in range(2, x.ndim):
+        n = x.shape[axis]
+        parts = [np.take(x, range(i * n // size, -(-(i + 1) * n // size)), axis) for i in range(size)]
+        x = np.stack([part.mean(axis) for part in parts], axis)
+    return x
 
 
 def global_mean(x):

@@ -27,6 +27,10 @@ BLOCKS = {
                      lambda r, x: r.residual("", x, 2, 2, residual=False)),
     "bottleneck": (lambda k: blocks.bottleneck(8, 2, **k), lambda r, x: r.residual("", x, 3)),
     "bottleneck, projection": (lambda k: blocks.bottleneck(4, 2, 2, **k), lambda r, x: r.residual("", x, 3, 2)),
+    "bottleneck, paper": (lambda k: blocks.bottleneck(4, 2, 2, variant="paper", **k),
+                          lambda r, x: r.residual("", x, 3, 2, paper=True)),
+    "basic, padding": (lambda k: blocks.basic_block(4, 6, 2, shortcut="padding", **k),
+                       lambda r, x: r.residual("", x, 2, 2)),
     "dense layer": (lambda k: blocks.DenseLayer(4, 3, expansion=2, **k), lambda r, x: r.dense_layer("", x)),
     "dense block": (lambda k: blocks.DenseBlock(4, 3, 2, expansion=2, **k), lambda r, x: r.dense_block("", x)),
     "dense block, one layer": (lambda k: blocks.DenseBlock(4, 1, 2, **k), lambda r, x: r.dense_block("", x)),
@@ -37,6 +41,9 @@ BLOCKS = {
     "inception, naive": (lambda k: blocks.naive_inception(4, 2, 3, 1, **k), lambda r, x: r.naive_inception("", x)),
     "mlpconv": (lambda k: blocks.mlpconv(4, (3, 5, 2), 3, stride=2, padding=1, **k),
                 lambda r, x: r.mlpconv("", x, 2, 1)),
+    "auxiliary, torchvision": (
+        lambda k: blocks.auxiliary_classifier(4, 3, width=1 / 64, variant="torchvision", **k),
+        lambda r, x: r.auxiliary("", x)),
     "auxiliary": (lambda k: blocks.auxiliary_classifier(4, 3, width=1 / 64, **k), lambda r, x: r.auxiliary("", x)),
 }
 

@@ -1,8 +1,9 @@
 """Networks: numbers of parameters and operations, names, and values against PyTorch and a NumPy reference."""
 
 import contextlib
-import functools
 import math
+import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,35 +27,65 @@ RESNET = {18: ((2, 2, 2, 2), (3, 3)), 34: ((3, 4, 6, 3), (3, 3)), 50: ((3, 4, 6,
           101: ((3, 4, 23, 3), (1, 3, 1)), 152: ((3, 8, 36, 3), (1, 3, 1))}
 DENSENET = {121: ((6, 12, 24, 16), 32, 64), 161: ((6, 12, 36, 24), 48, 96), 169: ((6, 12, 32, 32), 32, 64),
             201: ((6, 12, 48, 32), 32, 64)}
+SMALL_RESNET = (3, 3, 3), (3, 3), (16, 32, 64), "small"
 
-# fastconv's network, PyTorch's, size of the image, parameters as published (None: PyTorch's count alone).
+# fastconv's network, PyTorch's, size of an image with three channels or the whole shape, and parameters as published
+# (None: PyTorch's count alone).
 NETWORKS = {
-    "alexnet-paper": (functools.partial(models.alexnet, variant="paper", dropout=0),
-                      functools.partial(torch_nets.alexnet, True), 227, 60_965_224),
-    "alexnet": (functools.partial(models.alexnet, dropout=0), functools.partial(torch_nets.alexnet, False), 224,
-                61_100_840),
-    "nin": (functools.partial(models.nin, dropout=0), functools.partial(torch_nets.NIN, SMALL_NIN), 32, 966_986),
-    "nin-large": (functools.partial(models.nin, num_classes=1000, images="large", dropout=0),
-                  functools.partial(torch_nets.NIN, LARGE_NIN), 224, None),
-    **{f"vgg{depth}": (functools.partial(models.vgg, depth, dropout=0), functools.partial(torch_nets.vgg, rows), 224,
+    "logistic_regression": (models.logistic_regression, partial(torch_nets.mlp, 784, 10), (1, 28, 28), 7_850),
+    "mlp": (models.mlp, partial(torch_nets.mlp, 784, 128, 10), (1, 28, 28), 101_770),
+    "lenet5": (models.lenet5, torch_nets.LeNet, (1, 28, 28), 61_706),
+    "lenet5-paper": (partial(models.lenet5, variant="paper"), torch_nets.LeNet1998, (1, 28, 28), 60_000),
+    "cnn3d": (models.cnn3d, torch_nets.cnn3d, (1, 28, 28, 28), 17_674),
+    "alexnet-paper": (partial(models.alexnet, variant="paper"), partial(torch_nets.alexnet, True), 227, 60_965_224),
+    "alexnet": (models.alexnet, partial(torch_nets.alexnet, False), 224, 61_100_840),
+    "nin": (models.nin, partial(torch_nets.NIN, SMALL_NIN), 32, 966_986),
+    "nin-large": (partial(models.nin, num_classes=1000, images="large"), partial(torch_nets.NIN, LARGE_NIN), 224, None),
+    **{f"vgg{depth}": (partial(models.vgg, depth), partial(torch_nets.vgg, rows), 224,
                        {16: 138_357_544, 19: 143_667_240}.get(depth)) for depth, rows in VGG.items()},
-    "vgg11-bn": (functools.partial(models.vgg, 11, batch_norm=True, dropout=0),
-                 functools.partial(torch_nets.vgg, VGG[11], True), 224, None),
-    "googlenet-paper": (functools.partial(models.googlenet, auxiliary=True, dropout=0),
-                        functools.partial(torch_nets.GoogLeNet, False), 224, 13_378_280),
-    "googlenet": (functools.partial(models.googlenet, variant="torchvision", auxiliary=True, dropout=0),
-                  functools.partial(torch_nets.GoogLeNet, True), 224, None),
-    **{f"resnet{depth}": (functools.partial(models.resnet, depth), functools.partial(torch_nets.ResNet, *row), 224,
+    "vgg11-bn": (partial(models.vgg, 11, batch_norm=True), partial(torch_nets.vgg, VGG[11], True), 224, None),
+    "googlenet-paper": (partial(models.googlenet, auxiliary=True), partial(torch_nets.GoogLeNet, False), 224,
+                        13_378_280),
+    "googlenet": (partial(models.googlenet, variant="torchvision", auxiliary=True),
+                  partial(torch_nets.GoogLeNet, True), 224, None),
+    **{f"resnet{depth}": (partial(models.resnet, depth), partial(torch_nets.ResNet, *row), 224,
                           {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}[depth])
        for depth, row in RESNET.items()},
-    "plain34": (functools.partial(models.resnet, 34, residual=False),
-                functools.partial(torch_nets.ResNet, *RESNET[34], residual=False), 224, None),
-    "resnet_small": (models.resnet_small, functools.partial(torch_nets.ResNet, (3, 3, 3), (3, 3), (16, 32, 64), "small",
-                                                            classes=10), 32, None),
-    **{f"densenet{depth}": (functools.partial(models.densenet, depth), functools.partial(torch_nets.DenseNet, *row),
-                            224, {121: 7_978_856, 161: 28_681_000, 169: 14_149_480, 201: 20_013_928}[depth])
+    **{f"resnet{depth}-paper": (partial(models.resnet, depth, variant="paper"),
+                                partial(torch_nets.ResNet, *row, paper=True), 224, None)
+       for depth, row in RESNET.items()},
+    "plain34": (partial(models.resnet, 34, residual=False), partial(torch_nets.ResNet, *RESNET[34], residual=False),
+                224, None),
+    "resnet_small": (models.resnet_small, partial(torch_nets.ResNet, *SMALL_RESNET, classes=10), 32, None),
+    "resnet_small-paper": (partial(models.resnet_small, shortcut="padding"),
+                           partial(torch_nets.ResNet, *SMALL_RESNET, classes=10, paper=True), 32, None),
+    **{f"densenet{depth}": (partial(models.densenet, depth), partial(torch_nets.DenseNet, *row), 224,
+                            {121: 7_978_856, 161: 28_681_000, 169: 14_149_480, 201: 20_013_928}[depth])
        for depth, row in DENSENET.items()},
+    # volumes in the size of MedMNIST's, or the least that the network takes
+    "resnet18-3d": (partial(models.resnet, 18, 1, 2, ndim=3),
+                    partial(torch_nets.ResNet, *RESNET[18], in_channels=1, classes=2, ndim=3), (1, 28, 28, 28), None),
+    "resnet50-3d": (partial(models.resnet, 50, 1, 2, ndim=3),
+                    partial(torch_nets.ResNet, *RESNET[50], in_channels=1, classes=2, ndim=3), (1, 28, 28, 28), None),
+    "densenet121-3d": (partial(models.densenet, 121, 1, 2, ndim=3),
+                       partial(torch_nets.DenseNet, *DENSENET[121], 1, 2, ndim=3), (1, 32, 32, 32), None),
+    "googlenet-3d": (partial(models.googlenet, 1, 2, variant="torchvision", auxiliary=True, ndim=3),
+                     partial(torch_nets.GoogLeNet, True, 1, 2, ndim=3), (1, 28, 28, 28), None),
+    "vgg11-3d": (partial(models.vgg, 11, 1, 2, ndim=3),
+                 partial(torch_nets.vgg, VGG[11], in_channels=1, classes=2, pool_size=2, ndim=3), (1, 32, 32, 32),
+                 None),
+    "alexnet-3d": (partial(models.alexnet, 1, 2, ndim=3),
+                   partial(torch_nets.alexnet, False, 1, 2, pool_size=2, ndim=3), (1, 64, 64, 64), None),
+    "nin-3d": (partial(models.nin, 1, ndim=3), partial(torch_nets.NIN, SMALL_NIN, 1, 3), (1, 20, 16, 18), None),
+    "lenet5-3d": (partial(models.lenet5, 1, 2, (28, 28, 28)), partial(torch_nets.LeNet, 1, 2, 125, 3),
+                  (1, 28, 28, 28), None),
+    "lenet5-paper-3d": (partial(models.lenet5, 1, 2, (28, 28, 28), "paper"),
+                        partial(torch_nets.LeNet1998, 1, 2, (5, 5, 5)), (1, 28, 28, 28), None),
 }
+
+
+def shape_of(size):
+    return size if isinstance(size, tuple) else (3, size, size)
 
 
 def arithmetic(net, x):
@@ -63,7 +94,8 @@ def arithmetic(net, x):
 
     def count(module, inputs, output):
         nonlocal macs, longest
-        fan_in, fan_out = module.weight[0].numel(), module.weight.numel() // module.weight.shape[1]
+        fan_in = getattr(module, "fan_in", module.weight[0].numel())
+        fan_out = module.weight.numel() // module.weight.shape[1]
         macs += output.numel() * fan_in
         longest = max(longest, fan_in, fan_out, output.numel() // len(module.weight))
 
@@ -76,22 +108,47 @@ def arithmetic(net, x):
     return macs, longest
 
 
+@contextlib.contextmanager
+def zeros():
+    """Networks of zeros: 100 million random numbers take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for draw in ("_uniform", "_normal"):
+            patch.setattr(nn.init, draw, lambda shape, scale, rng, dtype: np.zeros(shape, dtype))
+        yield
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_parameters_names_and_operations_at_full_size(name, monkeypatch):
-    for draw in ("_uniform", "_normal"):  # 100 million random numbers take seconds
-        monkeypatch.setattr(nn.init, draw, lambda shape, scale, rng, dtype: np.zeros(shape, dtype))
+def test_parameters_names_and_operations_at_full_size(name):
     build, build_torch, size, parameters = NETWORKS[name]
+    shape = shape_of(size)
     with torch.device("meta"):
-        theirs = build_torch()
-        macs, _ = arithmetic(theirs, torch.zeros(1, 3, size, size))
-    ours = build(rng=0)
+        theirs = build_torch().eval()
+        macs, _ = arithmetic(theirs, torch.zeros(1, *shape))
+        outputs = outputs_of(theirs(torch.zeros(1, *shape)))
+    with zeros():
+        ours = build(rng=0)
     assert {key: value.shape for key, value in ours._state()} == {
         key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     count = sum(p.numel() for p in theirs.parameters())
-    summary = summarize(ours, (3, size, size))
+    summary = summarize(ours, shape)
     assert ours.num_parameters() == summary.parameters == count == (parameters or count)
     assert summary.macs == macs
-    assert summary.rows[-1].shape == ((1000,) if size > 32 else (10,))
+    assert summary.rows[-1].shape == tuple(outputs[0].shape[1:])
+
+
+@pytest.mark.parametrize(("depth", "macs"), [(18, 1.8e9), (34, 3.6e9), (50, 3.8e9), (101, 7.6e9), (152, 11.3e9)])
+def test_operations_of_residual_networks_are_those_of_the_papers_table(depth, macs):
+    """Table 1, last row: "FLOPs", of which a multiply-add counts as one."""
+    with zeros():
+        net = models.resnet(depth, variant="paper")
+    assert abs(summarize(net, (3, 224, 224)).macs - macs) < 0.06e9
+
+
+def test_parameters_of_the_papers_small_residual_networks():
+    """Table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million with 20, 32, 44, 56 and 110 layers."""
+    for depth, millions in ((20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)):
+        count = models.resnet_small(depth, shortcut="padding", rng=0).num_parameters()
+        assert abs(count / 1e6 - millions) < (0.005 if millions < 1 else 0.05)
 
 
 def test_heads_are_the_only_difference_of_the_two_googlenets():
@@ -230,32 +287,44 @@ def compare(ours, theirs, shape, *, channels_last=False, single=None):
         assert rms(value - expected[name]) < 1e-2 * size, name
 
 
+# One of each kind; FASTCONV_LONG=1 adds the others, which take minutes and up to 10 GB.
+ALWAYS = (
+    "logistic_regression", "mlp", "lenet5", "lenet5-paper", "cnn3d", "alexnet-paper", "alexnet", "nin", "nin-large",
+    "vgg16", "googlenet-paper", "googlenet", "resnet18", "resnet50-paper", "plain34", "resnet50", "resnet_small",
+    "resnet_small-paper", "densenet121", "resnet18-3d", "densenet121-3d", "googlenet-3d", "vgg11-3d", "lenet5-3d",
+    "lenet5-paper-3d",
+)
+LONG = pytest.mark.skipif(not os.environ.get("FASTCONV_LONG"), reason="takes minutes; FASTCONV_LONG=1 runs it")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alexnet-paper", "alexnet", "nin", "nin-large", "vgg16",
-                                  "googlenet-paper", "googlenet", "resnet18", "plain34", "resnet50", "resnet_small",
-                                  "densenet121"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ALWAYS else LONG) for name in NETWORKS])
 def test_values_and_gradients_at_full_size(name):
     build, build_torch, size, _ = NETWORKS[name]
-    compare(build(dtype=np.float64, rng=0), build_torch(), (1, 3, size, size), single=build(rng=0))
+    shape = shape_of(size)
+    batch = 4 if len(shape) == 4 else 1  # volumes end in one position, of which alone there are no statistics
+    compare(build(dtype=np.float64, rng=0), build_torch(), (batch, *shape), single=build(rng=0))
 
 
 # The same networks at a size at which three axes and memory orders can be tried: layers, PyTorch's, input.
 REDUCED = {
-    "resnet18": (functools.partial(models.resnet, 18, width=1 / 8),
-                 functools.partial(torch_nets.ResNet, *RESNET[18], (8, 16, 32, 64)), (64, 70), (33, 48, 34)),
-    "resnet50-small": (functools.partial(models.resnet, 50, width=1 / 16, stem="small"),
-                       functools.partial(torch_nets.ResNet, *RESNET[50], (4, 8, 16, 32), "small"), (16, 18),
+    "resnet18": (partial(models.resnet, 18, width=1 / 8),
+                 partial(torch_nets.ResNet, *RESNET[18], (8, 16, 32, 64)), (64, 70), (33, 48, 34)),
+    "resnet18-paper": (partial(models.resnet, 18, width=1 / 8, variant="paper"),
+                       partial(torch_nets.ResNet, *RESNET[18], (8, 16, 32, 64), paper=True), (64, 70), (33, 48, 34)),
+    "resnet50-small": (partial(models.resnet, 50, width=1 / 16, stem="small"),
+                       partial(torch_nets.ResNet, *RESNET[50], (4, 8, 16, 32), "small"), (16, 18),
                        (17, 11, 10)),
-    "densenet121": (functools.partial(models.densenet, 121, width=1 / 8),
-                    functools.partial(torch_nets.DenseNet, DENSENET[121][0], 4, 8), (64, 70), (48, 64, 64)),
-    "googlenet": (functools.partial(models.googlenet, variant="torchvision", auxiliary=True, width=1 / 8),
-                  functools.partial(torch_nets.GoogLeNet, True, width=8), (64, 70), (64, 48, 65)),
-    "alexnet-paper": (functools.partial(models.alexnet, variant="paper", width=1 / 16, pool_size=2),
-                      functools.partial(torch_nets.alexnet, True, width=16, pool_size=2), (67, 99), (67, 67, 83)),
-    "vgg11-bn": (functools.partial(models.vgg, 11, batch_norm=True, width=1 / 16, pool_size=1),
-                 functools.partial(torch_nets.vgg, VGG[11], True, width=16, pool_size=1), (64, 70), (32, 64, 35)),
-    "nin": (functools.partial(models.nin, width=1 / 16),
-            functools.partial(torch_nets.NIN, [(5, 1, 2, 12, 10, 6), (5, 1, 2, 12, 12, 12), (3, 1, 1, 12, 12, 10)]),
+    "densenet121": (partial(models.densenet, 121, width=1 / 8),
+                    partial(torch_nets.DenseNet, DENSENET[121][0], 4, 8), (64, 70), (48, 64, 64)),
+    "googlenet": (partial(models.googlenet, variant="torchvision", auxiliary=True, width=1 / 8),
+                  partial(torch_nets.GoogLeNet, True, width=8), (64, 70), (64, 48, 65)),
+    "alexnet-paper": (partial(models.alexnet, variant="paper", width=1 / 16, pool_size=2),
+                      partial(torch_nets.alexnet, True, width=16, pool_size=2), (67, 99), (67, 67, 83)),
+    "vgg11-bn": (partial(models.vgg, 11, batch_norm=True, width=1 / 16, pool_size=1),
+                 partial(torch_nets.vgg, VGG[11], True, width=16, pool_size=1), (64, 70), (32, 64, 35)),
+    "nin": (partial(models.nin, width=1 / 16),
+            partial(torch_nets.NIN, [(5, 1, 2, 12, 10, 6), (5, 1, 2, 12, 12, 12), (3, 1, 1, 12, 12, 10)]),
             (20, 17), (9, 10, 11)),
 }
 
@@ -270,48 +339,70 @@ def test_values_and_gradients_at_reduced_size(name, ndim, channels_last):
 
 # Settings, the reference's forward pass, the input: checked without PyTorch.
 BY_REFERENCE = {
-    "resnet18": (functools.partial(models.resnet, 18, width=1 / 16),
+    "logistic_regression": (models.logistic_regression, lambda net, x: net.mlp(x), (7, 8), (4, 5, 6)),
+    "mlp": (partial(models.mlp, hidden=(9, 11)), lambda net, x: net.mlp(x), (7, 8), (4, 5, 6)),
+    "lenet5": (models.lenet5, lambda net, x: net.lenet(x), (28, 20), (12, 16, 14)),
+    "lenet5-paper": (partial(models.lenet5, variant="paper"), lambda net, x: net.lenet_1998(x), (28, 20), (12, 16, 14)),
+    "cnn3d": (models.cnn3d, lambda net, x: net.cnn3d(x), None, (9, 8, 17)),
+    "resnet18": (partial(models.resnet, 18, width=1 / 16),
                  lambda net, x: net.resnet(x, (2, 2, 2, 2), 2), (33, 40), (20, 17, 24)),
-    "resnet50": (functools.partial(models.resnet, 50, width=1 / 16, stem="small"),
+    "resnet18-paper": (partial(models.resnet, 18, width=1 / 16, variant="paper"),
+                       lambda net, x: net.resnet(x, (2, 2, 2, 2), 2, paper=True), (33, 40), (20, 17, 24)),
+    "resnet50-paper": (partial(models.resnet, 50, width=1 / 16, stem="small", variant="paper"),
+                       lambda net, x: net.resnet(x, (3, 4, 6, 3), 3, stem="small", paper=True), (16, 18), (9, 8, 10)),
+    "resnet50": (partial(models.resnet, 50, width=1 / 16, stem="small"),
                  lambda net, x: net.resnet(x, (3, 4, 6, 3), 3, stem="small"), (16, 18), (9, 8, 10)),
-    "plain18": (functools.partial(models.resnet, 18, width=1 / 16, residual=False),
+    "plain18": (partial(models.resnet, 18, width=1 / 16, residual=False),
                 lambda net, x: net.resnet(x, (2, 2, 2, 2), 2, residual=False), (33, 40), (20, 17, 24)),
-    "resnet_small": (functools.partial(models.resnet_small, 14, width=1 / 4),
+    "resnet_small": (partial(models.resnet_small, 14, width=1 / 4),
                      lambda net, x: net.resnet(x, (2, 2, 2), 2, stem="small"), (12, 13), (8, 7, 6)),
-    "densenet121": (functools.partial(models.densenet, 121, width=1 / 16), lambda net, x: net.densenet(x), (64, 70),
+    "densenet121": (partial(models.densenet, 121, width=1 / 16), lambda net, x: net.densenet(x), (64, 70),
                     (34, 32, 64)),
-    "googlenet": (functools.partial(models.googlenet, width=1 / 16), lambda net, x: net.googlenet(x), (64, 70),
-                  (40, 34, 33)),
-    "alexnet": (functools.partial(models.alexnet, variant="paper", width=1 / 32, pool_size=1, dropout=0),
-                lambda net, x: net.alexnet(x), (67, 99), (67, 67, 83)),
-    "vgg13": (functools.partial(models.vgg, 13, width=1 / 16, pool_size=1, dropout=0),
-              lambda net, x: net.vgg(x, VGG[13]), (32, 34), (32, 33, 34)),
-    "nin": (functools.partial(models.nin, width=1 / 16, dropout=0), lambda net, x: net.nin(x), (20, 17), (9, 10, 11)),
+    "googlenet-paper": (partial(models.googlenet, width=1 / 16), lambda net, x: net.googlenet(x), (64, 70),
+                        (40, 34, 33)),
+    "googlenet": (partial(models.googlenet, width=1 / 16, variant="torchvision", auxiliary=True),
+                  lambda net, x: net.googlenet(x), (64, 70), (40, 34, 33)),
+    "alexnet-paper": (partial(models.alexnet, variant="paper", width=1 / 32, pool_size=1),
+                      lambda net, x: net.alexnet(x, True), (67, 99), (67, 67, 83)),
+    "alexnet": (partial(models.alexnet, width=1 / 32, pool_size=1), lambda net, x: net.alexnet(x, False),
+                (67, 99), (67, 67, 83)),
+    "vgg13": (partial(models.vgg, 13, width=1 / 16, pool_size=1), lambda net, x: net.vgg(x, VGG[13]),
+              (32, 34), (32, 33, 34)),
+    "vgg11-bn": (partial(models.vgg, 11, batch_norm=True, width=1 / 16, pool_size=1),
+                 lambda net, x: net.vgg(x, VGG[11], True), (32, 34), (32, 33, 34)),
+    "nin": (partial(models.nin, width=1 / 16), lambda net, x: net.nin(x), (20, 17), (9, 10, 11)),
 }
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("name", BY_REFERENCE)
+BY_SIZE = ("logistic_regression", "mlp", "lenet5", "lenet5-paper")  # want the size of the image, not just its axes
+
+
+@pytest.mark.parametrize(("name", "ndim"), [(name, ndim) for name, (*_, image, volume) in BY_REFERENCE.items()
+                                            for ndim, size in ((2, image), (3, volume)) if size])
 def test_values_and_gradients_by_the_numpy_reference(name, ndim):
     build, run, *sizes = BY_REFERENCE[name]
-    net = no_dropout(build(2, 5, ndim=ndim, dtype=np.float64, rng=0))
+    size = sizes[ndim - 2]
+    where = {"input_size": size} if name in BY_SIZE else {} if name == "cnn3d" else {"ndim": ndim}
+    net = no_dropout(build(in_channels=2, num_classes=5, **where, dtype=np.float64, rng=0))
     rng = np.random.default_rng(3)
     for _, parameter in net.named_parameters():
         if len(parameter.shape) == 1:
             parameter.assign(rng.uniform(0.5, 1.5, parameter.shape))
-    x = rng.standard_normal((2, 2, *sizes[ndim - 2]))
+    x = rng.standard_normal((2, 2, *size))
     state = net.state_dict()
-    y, backward = net.forward(x)
-    expected = run(Reference(state), x)
-    # one sum of 64 layers of 2000 products
-    assert_close(y, expected, 64**2 * 2000)
+    outputs, backward = net.forward(x)
+    expected = outputs_of(run(Reference(state), x))
+    for y, value in zip(outputs_of(outputs), expected, strict=True):
+        assert_close(y, value, 64**2 * 2000)  # one sum of 64 layers of 2000 products
 
-    dy = rng.standard_normal(y.shape)
-    gradients = {"input": backward(dy)} | {key: parameter.grad for key, parameter in net.named_parameters()}
+    dys = tuple(rng.standard_normal(y.shape) for y in expected)
+    gradients = {"input": backward(dys if isinstance(outputs, tuple) else dys[0])}
+    gradients |= {key: parameter.grad for key, parameter in net.named_parameters()}
 
     def loss(step, direction):
         moved = {key: state[key] + step * d for key, d in direction.items() if key != "input"}
-        return float(np.sum(dy * run(Reference(state | moved), x + step * direction["input"])))
+        outputs = outputs_of(run(Reference(state | moved), x + step * direction["input"]))
+        return sum(float(np.sum(dy * y)) for dy, y in zip(dys, outputs, strict=True))
 
     # Central differences along directions in which every array moves by a share of its size. Some of the 1e5 ReLUs and
     # maxima change sides between the two ends, each with an error as large as its own part.
@@ -398,10 +489,10 @@ def test_seeds_decide_the_weights():
 
 
 @pytest.mark.parametrize("build", [
-    functools.partial(models.resnet, 18, width=1 / 8),
-    functools.partial(models.densenet, 121, width=1 / 8),
-    functools.partial(models.googlenet, variant="torchvision", width=1 / 8),
-    functools.partial(models.vgg, 11, batch_norm=True, width=1 / 8),
+    partial(models.resnet, 18, width=1 / 8),
+    partial(models.densenet, 121, width=1 / 8),
+    partial(models.googlenet, variant="torchvision", width=1 / 8),
+    partial(models.vgg, 11, batch_norm=True, width=1 / 8),
 ], ids=["resnet", "densenet", "googlenet", "vgg"])
 def test_volumes_are_learnt(build):
     """Eight noise volumes of random classes are learnt by heart."""

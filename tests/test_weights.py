@@ -142,7 +142,8 @@ def test_padded_shortcut(ndim):
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: models.resnet18(variant="keras"), "variant is 'keras', but one of 'torchvision', 'monai', 'medicalnet'"),
+    (lambda: models.resnet18(variant="keras"),
+     "variant is 'keras', but one of 'paper', 'torchvision', 'monai', 'medicalnet'"),
     (lambda: nn.blocks.basic_block(2, 2, shortcut="none"), "shortcut is 'none', but one of 'projection'"),
     (lambda: nn.blocks.PaddedShortcut(2, 1)(np.zeros((1, 3, 4), np.float32)), "input has 3 channels, but at most"),
 ])

@@ -4,6 +4,7 @@ import itertools
 from collections import OrderedDict
 
 import torch
+from numpy_nets import C3
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,20 +21,37 @@ class Dims:
 # ---- ResNet ---------------------------------------------------------------------------------------------------------
 
 
-class Block(nn.Module):
-    """Basic block (kernels 3, 3) or bottleneck (1, 3, 1); the stride is that of the first 3x3."""
+class Padding(nn.Module):
+    """Shortcut without weights: every `stride`-th pixel, channels filled up with zeros."""
 
-    def __init__(self, d, inputs, inside, kernels, stride, residual):
+    def __init__(self, outputs, stride):
+        super().__init__()
+        self.outputs, self.stride = outputs, stride
+
+    def forward(self, x):
+        x = x[(..., *[slice(None, None, self.stride)] * (x.ndim - 2))]
+        return torch.cat([x, x.new_zeros(len(x), self.outputs - x.shape[1], *x.shape[2:])], 1)
+
+
+class Block(nn.Module):
+    """Basic block (kernels 3, 3) or bottleneck (1, 3, 1); the stride is that of the first 3x3, in the paper the first.
+
+    The paper's basic blocks add what they read, filled up with channels of zeros.
+    """
+
+    def __init__(self, d, inputs, inside, kernels, stride, residual, paper=False):
         super().__init__()
         outputs = inside * (4 if len(kernels) == 3 else 1)
         widths = [inputs, *[inside] * (len(kernels) - 1), outputs]
         self.count, self.residual = len(kernels), residual
         for i, kernel in enumerate(kernels):
-            step = stride if i == kernels.index(3) else 1
+            step = stride if i == (0 if paper else kernels.index(3)) else 1
             conv = d.Conv(widths[i], widths[i + 1], kernel, step, kernel // 2, bias=False)
             setattr(self, f"conv{i + 1}", conv)
             setattr(self, f"bn{i + 1}", d.BatchNorm(widths[i + 1]))
-        if residual and (stride > 1 or inputs != outputs):
+        if residual and (stride > 1 or inputs != outputs) and paper and len(kernels) == 2:
+            self.downsample = Padding(outputs, stride)
+        elif residual and (stride > 1 or inputs != outputs):
             self.downsample = nn.Sequential(d.Conv(inputs, outputs, 1, stride, bias=False), d.BatchNorm(outputs))
 
     def forward(self, x):
@@ -49,7 +67,7 @@ class Block(nn.Module):
 
 class ResNet(nn.Module):
     def __init__(self, counts, kernels, channels=(64, 128, 256, 512), stem="large", in_channels=3, classes=1000,
-                 residual=True, ndim=2):
+                 residual=True, ndim=2, paper=False):
         super().__init__()
         d = Dims(ndim)
         large = stem == "large"
@@ -62,7 +80,7 @@ class ResNet(nn.Module):
         for stage, (inside, count) in enumerate(zip(channels, counts, strict=True)):
             blocks = []
             for i in range(count):
-                blocks.append(Block(d, inputs, inside, kernels, 2 if stage and not i else 1, residual))
+                blocks.append(Block(d, inputs, inside, kernels, 2 if stage and not i else 1, residual, paper))
                 inputs = inside * (4 if len(kernels) == 3 else 1)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(inputs, classes)
@@ -309,19 +327,100 @@ class NIN(nn.Module):
         return x.flatten(2).mean(2)
 
 
-# ---- MONAI ----------------------------------------------------------------------------------------------------------
+# ---- LeNet, perceptrons, cnn3d --------------------------------------------------------------------------------------
 
 
-class Padding(nn.Module):
-    """Shortcut without weights: every `stride`-th pixel, channels filled up with zeros."""
+def mlp(inputs, *units):
+    layers = [("flatten", nn.Flatten())]
+    for i, (before, after) in enumerate(itertools.pairwise((inputs, *units)), 1):
+        layers += [(f"fc{i}", nn.Linear(before, after)), (f"relu{i}", nn.ReLU())]
+    return nn.Sequential(OrderedDict(layers[:-1]))
 
-    def __init__(self, outputs, stride):
+
+def cnn3d(in_channels=1, classes=2):
+    layers = []
+    for channels in (8, 16, 32):
+        layers += [nn.Conv3d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels), nn.ReLU(),
+                   nn.MaxPool3d(2)]
+        in_channels = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(in_channels, classes))
+
+
+class LeNet(nn.Module):
+    def __init__(self, in_channels=1, classes=10, features=25, ndim=2):
         super().__init__()
-        self.outputs, self.stride = outputs, stride
+        d = Dims(ndim)
+        self.c1, self.c3 = d.Conv(in_channels, 6, 5, padding=2), d.Conv(6, 16, 5)
+        self.pool, self.relu = d.MaxPool(2), nn.ReLU()
+        self.c5, self.f6 = nn.Linear(16 * features, 120), nn.Linear(120, 84)
+        self.output = nn.Linear(84, classes)
 
     def forward(self, x):
-        x = x[(..., *[slice(None, None, self.stride)] * (x.ndim - 2))]
-        return torch.cat([x, x.new_zeros(len(x), self.outputs - x.shape[1], *x.shape[2:])], 1)
+        x = self.pool(self.relu(self.c3(self.pool(self.relu(self.c1(x))))))
+        return self.output(self.relu(self.f6(self.relu(self.c5(x.flatten(1))))))
+
+
+class Squash(nn.Module):
+    def forward(self, x):
+        return 1.7159 * torch.tanh(2 / 3 * x)
+
+
+class Subsampling(nn.Module):
+    def __init__(self, d, channels):
+        super().__init__()
+        self.mean, self.count = d.AvgPool(2), 2**d.ndim
+        self.weight, self.bias = nn.Parameter(torch.empty(channels)), nn.Parameter(torch.empty(channels))
+
+    def forward(self, x):
+        shape = (-1, *[1] * (x.ndim - 2))
+        return self.count * self.mean(x) * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+
+class SparseConv(nn.Module):
+    """Sees the maps that have an X in its column of the table."""
+
+    def __init__(self, ndim):
+        super().__init__()
+        rows = C3.split()
+        pairs = [(out, source) for out in range(16) for source, row in enumerate(rows) if row[out] == "X"]
+        self.out, self.source = map(list, zip(*pairs, strict=True))
+        self.convolution = getattr(F, f"conv{ndim}d")
+        self.weight = nn.Parameter(torch.empty(len(pairs), *[5] * ndim))
+        self.bias = nn.Parameter(torch.empty(16))
+        self.fan_in = self.weight.numel() / 16  # the mean
+
+    def forward(self, x):
+        dense = self.weight.new_zeros(16, 6, *self.weight.shape[1:])
+        return self.convolution(x, dense.index_put((torch.tensor(self.out, device=x.device),
+                                                    torch.tensor(self.source, device=x.device)), self.weight),
+                                self.bias)
+
+
+class Distances(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("codes", torch.empty(classes, 84))
+
+    def forward(self, x):
+        return -(x[:, None] - self.codes).square().sum(2)
+
+
+class LeNet1998(nn.Module):
+    def __init__(self, in_channels=1, classes=10, features=(5, 5)):
+        super().__init__()
+        d = Dims(len(features))
+        self.c1, self.s2 = d.Conv(in_channels, 6, 5, padding=2), Subsampling(d, 6)
+        self.c3, self.s4 = SparseConv(d.ndim), Subsampling(d, 16)
+        self.c5, self.f6 = d.Conv(16, 120, features), nn.Linear(120, 84)
+        self.squash, self.output = Squash(), Distances(classes)
+
+    def forward(self, x):
+        for layer in (self.c1, self.s2, self.c3, self.s4, self.c5):
+            x = self.squash(layer(x))
+        return self.output(self.squash(self.f6(x.flatten(1))))
+
+
+# ---- MONAI ----------------------------------------------------------------------------------------------------------
 
 
 def monai_resnet(counts, kernels, channels, in_channels, classes, stride=1, bias=True, padding=False, ndim=3):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,12 +28,25 @@ BLOCKS: dict[int, tuple[Callable[..., Layer], int, tuple[int, ...]]] = {
     152: (bottleneck, BOTTLENECK_EXPANSION, (3, 8, 36, 3)),
 }
 
-# Whose weights fit: stride of the large stem, shortcut, and the depths that have another shortcut. The names and shapes
-# of the weights do not tell the strides apart.
-VARIANTS: dict[str, tuple[int, str, dict[int, str]]] = {
-    "torchvision": (2, "projection", {}),
-    "monai": (1, "biased projection", {}),
-    "medicalnet": (2, "projection", {18: "padding", 34: "padding"}),
+
+class Variant(NamedTuple):
+    """Whose network it is. Strides leave no trace in names and shapes of weights."""
+
+    stem_stride: int = 2
+    """Of the large stem."""
+    shortcut: str = "projection"
+    """Where size or channels change, see `basic_block`."""
+    shortcut_18_34: str = "projection"
+    """The same with 18 and 34 layers."""
+    bottleneck: str = "torchvision"
+    """Where the stride is, see `bottleneck`."""
+
+
+VARIANTS = {
+    "paper": Variant(shortcut_18_34="padding", bottleneck="paper"),
+    "torchvision": Variant(),
+    "monai": Variant(stem_stride=1, shortcut="biased projection", shortcut_18_34="biased projection"),
+    "medicalnet": Variant(shortcut_18_34="padding"),
 }
 
 
@@ -69,9 +83,11 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     residual : bool
         False leaves the shortcuts out: the paper's plain network.
     variant : str
-        Whose weights fit. ``"torchvision"``: as in the table. ``"monai"``: what MONAI's `resnet18` and the others are
-        by default, with stride 1 in the large stem and a bias in the projections. ``"medicalnet"``: the 3D networks
-        of Med3D (Chen et al. 2019), where the shortcuts of 18 and 34 layers are padding instead of projections.
+        Whose weights fit. ``"torchvision"``: as in the table, with projections as shortcuts and the stride of
+        bottlenecks in their 3x3 convolution. ``"paper"``: the stride in their first 1x1 convolution, and with 18 and 34
+        layers shortcuts that pad with zeros (option A, table 2 of the paper). ``"monai"``: what MONAI's `resnet18` and
+        the others are by default, with stride 1 in the large stem and a bias in the projections. ``"medicalnet"``: the
+        3D networks of Med3D (Chen et al. 2019), where the shortcuts of 18 and 34 layers are padding too.
     width : float
         Factor for the channels of all layers.
     ndim : int
@@ -98,14 +114,16 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     if variant not in VARIANTS:
         raise ValueError(f"resnet: variant is {variant!r}, but one of {', '.join(map(repr, VARIANTS))} is needed. "
                          "Hint: 'torchvision' unless you load weights of another library")
-    stride, shortcut, exceptions = VARIANTS[variant]
-    shortcut = exceptions.get(depth, shortcut)
+    form = VARIANTS[variant]
+    shortcut = form.shortcut_18_34 if depth in (18, 34) else form.shortcut
     kit = Kit(ndim, dtype, rng)
     block, expansion, counts = BLOCKS[depth]
+    if block is bottleneck:
+        block = partial(bottleneck, variant=form.bottleneck)
     channels = tuple(scaled(c, width) for c in CHANNELS)
     pool: dict[str, Layer] = {}
     if stem == "large":
-        conv1 = kit.conv(in_channels, channels[0], 7, stride=stride, padding=3, bias=False)
+        conv1 = kit.conv(in_channels, channels[0], 7, stride=form.stem_stride, padding=3, bias=False)
         pool["maxpool"] = kit.max_pool(3, 2, padding=1)
     else:
         conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
@@ -113,16 +131,18 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
 
 
 def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *, residual: bool = True,
-                 width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Sequential:
+                 shortcut: str = "projection", width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32,
+                 rng: Rng = None) -> Sequential:
     """The ResNet of section 4.2 for images of 32 pixels: ``depth = 6 n + 2``, n blocks each of 16, 32, 64 channels.
 
-    Where the size halves the shortcut is a projection (option B); the paper pads with zero channels there (option A).
-    272,474 parameters with 20 layers and 3 channels.
+    With 20 layers and 3 channels 272,474 parameters, 269,722 with the paper's shortcuts.
 
     Parameters
     ----------
     depth : int
         20, 32, 44, 56, 110, ...
+    shortcut : str
+        Where the size halves: ``"projection"`` (option B), or ``"padding"`` (option A), which the paper has here.
     in_channels, num_classes, residual, width, ndim, dtype, rng
         See `resnet`.
 
@@ -134,7 +154,7 @@ def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *
     Raises
     ------
     ValueError
-        For a depth that is not 6 n + 2, or an unknown `ndim`.
+        For a depth that is not 6 n + 2, or an unknown `shortcut` or `ndim`.
     """
     blocks, rest = divmod(depth - 2, 6)
     if blocks < 1 or rest:
@@ -143,7 +163,7 @@ def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *
     kit = Kit(ndim, dtype, rng)
     channels = tuple(scaled(c, width) for c in (16, 32, 64))
     conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
-    return _network(kit, conv1, {}, basic_block, 1, channels, (blocks,) * 3, num_classes, residual, "projection")
+    return _network(kit, conv1, {}, basic_block, 1, channels, (blocks,) * 3, num_classes, residual, shortcut)
 
 
 def _network(kit: Kit, conv1: Layer, pool: dict[str, Layer], block: Callable[..., Layer], expansion: int,

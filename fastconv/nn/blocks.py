@@ -196,18 +196,20 @@ def basic_block(in_channels: int, channels: int, stride: int = 1, *, residual: b
     return _with_shortcut(kit, branch, in_channels, channels, stride, residual, shortcut)
 
 
-def bottleneck(in_channels: int, channels: int, stride: int = 1, *, residual: bool = True,
-               shortcut: str = "projection", ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Layer:
+def bottleneck(in_channels: int, channels: int, stride: int = 1, *, variant: str = "torchvision",
+               residual: bool = True, shortcut: str = "projection", ndim: int = 2, dtype: DTypeLike = np.float32,
+               rng: Rng = None) -> Layer:
     """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, figure 5 right).
-
-    The stride is that of the 3x3 convolution, as in torchvision (the paper's first 1x1 convolution would
-    skip three of four pixels unread).
 
     Parameters
     ----------
     in_channels, channels : int
         Channels of the input and of the 3x3 convolution.
-    stride, residual, shortcut, ndim, dtype, rng
+    stride : int
+        Of one of the convolutions.
+    variant : str
+        Of which: ``"paper"`` the first, which leaves three of four pixels unread, ``"torchvision"`` the 3x3 one.
+    residual, shortcut, ndim, dtype, rng
         As in `basic_block`.
 
     Returns
@@ -217,10 +219,11 @@ def bottleneck(in_channels: int, channels: int, stride: int = 1, *, residual: bo
     """
     kit = Kit(ndim, dtype, rng)
     out_channels = BOTTLENECK_EXPANSION * channels
+    strides = (stride, 1) if check_variant("bottleneck", variant) == "paper" else (1, stride)
     branch = Sequential(
-        conv1=kit.conv(in_channels, channels, 1, bias=False),
+        conv1=kit.conv(in_channels, channels, 1, stride=strides[0], bias=False),
         bn1=kit.batch_norm(channels), relu1=ReLU(),
-        conv2=kit.conv(channels, channels, 3, stride=stride, padding=1, bias=False),
+        conv2=kit.conv(channels, channels, 3, stride=strides[1], padding=1, bias=False),
         bn2=kit.batch_norm(channels), relu2=ReLU(),
         conv3=kit.conv(channels, out_channels, 1, bias=False),
         bn3=kit.batch_norm(out_channels))
