@@ -133,7 +133,7 @@ def test_googlenet_with_auxiliary_classifiers(tmp_path):
 
 
 def test_options_that_the_network_does_not_have(tmp_path, table_npz):
-    with pytest.raises(ValueError, match=r"resnet18 does not take the options \{'depht': 3\}: .*'depht'"):
+    with pytest.raises(ValueError, match=r"options \{'depht': 3\}: models: depht is given, but resnet18 takes stem, "):
         run.Run(run.Recipe("resnet18", str(table_npz), {"depht": 3}))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import fastconv
 
-__all__ = ["Parser", "UserError", "add_threads", "fraction", "integer", "positive", "set_threads"]
+__all__ = ["Parser", "UserError", "add_options", "add_threads", "fraction", "integer", "positive", "set_threads"]
 
 
 class UserError(Exception):
@@ -30,6 +31,22 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 def set_threads(args: argparse.Namespace) -> None:
     if args.threads is not None:
         fastconv.set_num_threads(args.threads)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option for what a network's function takes beside channels, classes and size."""
+    parser.add_argument("--options", type=_option, nargs="+", metavar="NAME=VALUE",
+                        help="of the network, such as width=0.5 stem=small")
+
+
+def _option(word: str) -> tuple[str, Any]:
+    name, equals, text = word.partition("=")
+    if not name.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{word!r} is given, but NAME=VALUE is needed")
+    try:
+        return name, json.loads(text)  # numbers, true, false, null, [lists]
+    except ValueError:
+        return name, text
 
 
 def integer(least: int) -> Callable[[str], int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from typing import Any
 
 import numpy as np
 
-from fastconv.cli.arguments import UserError, integer
+from fastconv.cli.arguments import UserError, add_options, integer
 from fastconv.nn.layer import Layer
 
 __all__ = ["Network", "Zeros", "add_network", "create_network"]
@@ -20,7 +19,7 @@ class Network:
     Attributes
     ----------
     title : str
-        Name, and variant if there is one.
+        Name, and the options that were given.
     input_shape : tuple of int
         (C, \\*spatial).
     model : Layer
@@ -43,6 +42,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--in-channels", type=integer(1), metavar="N", help="channels, instead of --input")
     add("--num-classes", type=integer(1), metavar="N", help="outputs (1000 for networks made for ImageNet, else 10)")
     add("--variant", metavar="NAME", help="such as paper or torchvision, where a network has several forms")
+    add_options(parser)
 
 
 def create_network(args: argparse.Namespace, rng: np.random.Generator | int | None = 0) -> Network:
@@ -72,23 +72,22 @@ def create_network(args: argparse.Namespace, rng: np.random.Generator | int | No
         if given not in (None, meant):
             raise UserError(f"{option} is {given}, but --input {','.join(map(str, shape))} says {meant}. "
                             f"Hint: leave {option} out")
-    options: dict[str, Any] = {"rng": rng}
+    options = dict(args.options or ())
     if args.variant is not None:
-        with_variants = [name for name, model in MODELS.items() if _has_variants(model.build)]
-        if args.model not in with_variants:
+        several = [name for name, model in MODELS.items() if "variant" in model.options]
+        if args.model not in several:
             raise UserError(f"--variant is {args.variant}, but {args.model} has one form only; "
-                            f"{', '.join(with_variants)} have several. Hint: leave --variant out")
+                            f"{', '.join(several)} have several. Hint: leave --variant out")
         options["variant"] = args.variant
     num_classes = args.num_classes or (1000 if row.size == 224 else 10)
     try:
-        model = create(args.model, shape[0], num_classes, shape[1:], **options)
+        model = create(args.model, shape[0], num_classes, shape[1:], rng=rng, **options)
+    except TypeError as error:
+        raise UserError(f"{args.model} does not take the options {options}: {error}") from error
     except (ValueError, MemoryError) as error:
         raise UserError(error) from error
-    return Network(args.model + (f" ({args.variant})" if args.variant else ""), shape, model)
-
-
-def _has_variants(build: Any) -> bool:
-    return "variant" in inspect.signature(build).parameters
+    words = [str(value) if name == "variant" else f"{name}={value}" for name, value in options.items()]
+    return Network(args.model + (f" ({', '.join(words)})" if words else ""), shape, model)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -100,6 +99,7 @@ def _shape(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is given, but channels and 1 to 3 sizes of at least 1 are needed, "
                                          "such as 3,224,224")
     return shape
+
 
 class Zeros(np.random.Generator):
     """Weights that nobody reads: drawing VGG's takes seconds and gigabytes."""

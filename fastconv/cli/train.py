@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from fastconv.cli.arguments import UserError, add_threads, fraction, integer, positive, set_threads
+from fastconv.cli.arguments import UserError, add_options, add_threads, fraction, integer, positive, set_threads
 from fastconv.config import thread_reason
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # No defaults here: with --resume what is not given comes from the checkpoint.
     add = parser.add_argument
     add("--model", choices=MODELS, metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    add("--options", type=_option, nargs="+", metavar="NAME=VALUE", help="of the network, such as width=0.5 stem=small")
+    add_options(parser)
     add("--data", type=Path, help="the .npz file")
     add("--no-table", dest="table", action="store_false", default=None, help="leave out the file's covariates")
     add("--size", type=integer(1), metavar="PIXELS", help="crop, or pad by the border, every axis to this (as it is)")
@@ -71,16 +69,6 @@ def _augmentation(word: str) -> str:
     except (ImportError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return word
-
-
-def _option(word: str) -> tuple[str, Any]:
-    name, equals, text = word.partition("=")
-    if not name.isidentifier() or not equals:
-        raise argparse.ArgumentTypeError(f"{word!r} is given, but NAME=VALUE is needed")
-    try:
-        return name, json.loads(text)  # numbers, true, false, null, [lists]
-    except ValueError:
-        return name, text
 
 
 def run(args: argparse.Namespace) -> int:

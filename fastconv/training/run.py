@@ -227,8 +227,7 @@ class Run:
         except TypeError as error:
             if not self.recipe.options:
                 raise
-            raise ValueError(f"{name} does not take the options {self.recipe.options}: {error}. "
-                             "Hint: width=0.5 is one that most networks have") from error
+            raise ValueError(f"{name} does not take the options {self.recipe.options}: {error}") from error
         except ValueError as error:
             raise ValueError(
                 f"{self.recipe.data}: {name} does not take images of {dataset.in_channels} x "
