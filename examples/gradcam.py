@@ -16,6 +16,7 @@ from fastconv import plots
 from fastconv.gradcam import gradcam
 from fastconv.nn import CONV, MAX_POOL, Flatten, GlobalAvgPool, Linear, ReLU, Sequential, cross_entropy
 from fastconv.training import AdamW
+from fastconv.watch import layer_outputs
 
 PATCH = 5
 
@@ -95,8 +96,8 @@ def main():
         args.out / "gradcam.png", "Grad-CAM of the predicted class",
     )  # fmt: skip
     plots.filters(net.state_dict()["0.weight"], args.out / "filters.png", "Filters of the first convolution")
-    layers = {"conv1": net[:2](images[:1])[0], "conv2": net[:4](images[:1])[0], "conv3": net[:7](images[:1])[0]}
-    plots.feature_maps(images[0, 0], layers, args.out / "feature_maps.png")
+    maps = layer_outputs(net, images[:1], ["1", "3", "6"])  # behind the ReLU of each convolution
+    plots.feature_maps(images[0, 0], {f"layer {name}": y[0] for name, y in maps.items()}, args.out / "feature_maps.png")
     print(f"pictures in {args.out.resolve()}")
 
 

@@ -21,6 +21,7 @@ from fastconv.training.loop import EpochRecord, evaluate, fit, train_step
 from fastconv.training.metrics import confusion_table
 from fastconv.training.optim import AdamW, CosineLR
 from fastconv.training.progress import Progress
+from fastconv.watch import layer_outputs
 
 __all__ = ["FILTERS", "digits", "filter_image", "resize", "run"]
 
@@ -177,11 +178,8 @@ def _draw(
 
     fives = dataset.test[dataset.test.labels == 5]
     x, _ = next(batches(fives, 1, normalise=normalise))
-    maps, y = {}, x
-    for name, layer in model.children():
-        y = layer(y)
-        if y.ndim == 4 and name.startswith(("relu", "s")):
-            maps["C" + name.removeprefix("relu") if name.startswith("relu") else name.upper()] = y[0]
+    layers = {"relu1": "C1", "s2": "S2", "relu3": "C3", "s4": "S4"}  # as the paper calls them
+    maps = {layers[name]: y[0] for name, y in layer_outputs(model, x, layers).items()}
     plots.feature_maps(x[0, 0], maps, out / "feature_maps.png")
 
     shown = {"photograph": photo}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array
-from fastconv.nn.layer import Layer
+from fastconv.nn.layer import Backward, Layer
 from fastconv.nn.pool import _AdaptiveAvgPool, _AdaptiveMaxPool, _AvgPool, _LPPool, _MaxPool
 from fastconv.resize import resize
 from fastconv.summary import summarize
-from fastconv.watch import inference_copy
+from fastconv.watch import inference_copy, watch
 
 __all__ = ["gradcam", "gradcam_layer"]
 
@@ -59,11 +59,8 @@ def gradcam(model: Layer, x: Any, target: Any = None, layer: str | None = None, 
     if layer is None:
         layer = gradcam_layer(model, tuple(a.shape[1:] for a in x) if isinstance(x, tuple) else image.shape[1:])
     copied = inference_copy(model)
-    layers = dict(copied.named_layers())
-    if layer not in layers:
-        raise ValueError(f"gradcam: layer is {layer!r}, which the network does not have. Hint: its layers are "
-                         f"{', '.join(list(layers)[1:8])}, ...; see model.named_layers()")
-    maps = _Maps(layers[layer])
+    maps = _Maps()
+    watch(copied, layer, maps.see, "gradcam")
     y, backward = copied.forward(x)
     several = isinstance(y, tuple)
     logits = y[0] if several else y
@@ -116,22 +113,18 @@ _POOLS = (_MaxPool, _AvgPool, _LPPool, _AdaptiveAvgPool, _AdaptiveMaxPool)
 class _Maps:
     """Output of a layer and, after backward, the mean over positions of its gradient (equation 1)."""
 
-    def __init__(self, layer: Layer) -> None:
-        self.values: Any = None
-        self.weights: Array | None = None
-        forward = layer.forward
+    values: Any = None
+    weights: Array | None = None
 
-        def watched(*args: Any) -> Any:
-            y, backward = forward(*args)
-            self.values = y
+    def see(self, y: Any, backward: Backward) -> Backward:
+        """Note the output; see `watch`."""
+        self.values = y
 
-            def watched_backward(dy: Array) -> Any:
-                self.weights = dy.mean(axis=tuple(range(2, dy.ndim)))
-                return backward(dy)
+        def watched(dy: Array) -> Any:
+            self.weights = dy.mean(axis=tuple(range(2, dy.ndim)))
+            return backward(dy)
 
-            return y, watched_backward
-
-        vars(layer)["forward"] = watched  # found before the method of the class
+        return watched
 
 
 def _classes(target: Any, logits: Array) -> Array:

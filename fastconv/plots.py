@@ -1,7 +1,7 @@
-"""Pictures of training and of what convolutions see, written to files. Needs matplotlib (extra "plot").
+"""Pictures of training and of what convolutions see. Needs matplotlib (extra "plot").
 
-Every function draws one figure and writes it to `path`; the suffix decides the format. No global
-matplotlib state is touched, so they may be called from any thread and without a display.
+Every function draws one figure, returns it and, if `path` is given, writes it there; the suffix decides the format. No
+global matplotlib state is touched, so they may be called from any thread and without a display.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def _figure(width: float, height: float, title: str, rows: int = 1, columns: int
     return figure, figure.subplots(rows, columns, squeeze=False, **grid)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=150)
+def _save(figure: Figure, path: str | Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
 
 
 def _bare(axes: Axes, title: str = "") -> None:
@@ -56,7 +58,7 @@ def _bare(axes: Axes, title: str = "") -> None:
         axes.set_title(title, fontsize=8, color=_TEXT, pad=3)
 
 
-def learning_curve(history: Sequence[EpochRecord], path: str | Path) -> None:
+def learning_curve(history: Sequence[EpochRecord], path: str | Path | None = None) -> Figure:
     """Draw loss and accuracy of the training and, where there is one, the validation part by epoch."""
     figure, grid = _figure(8, 3.2, "Learning curve", 1, 2)
     epochs = [record.epoch for record in history]
@@ -80,10 +82,10 @@ def learning_curve(history: Sequence[EpochRecord], path: str | Path) -> None:
     grid[0, 0].legend(fontsize=8, frameon=False, labelcolor=_TEXT)
     # The first epochs would squeeze the rest into one line.
     grid[0, 0].set_yscale("log")
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def confusion(matrix: np.ndarray, path: str | Path, names: Sequence[str] | None = None) -> None:
+def confusion(matrix: np.ndarray, path: str | Path | None = None, names: Sequence[str] | None = None) -> Figure:
     """Draw a confusion matrix (classes, classes), rows true, columns predicted, with its counts."""
     classes = len(matrix)
     names = [str(k) for k in range(classes)] if names is None else list(names)
@@ -101,10 +103,10 @@ def confusion(matrix: np.ndarray, path: str | Path, names: Sequence[str] | None 
     axes.set_ylabel("true", fontsize=8, color=_TEXT)
     for spine in axes.spines.values():
         spine.set_color(_FAINT)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def filters(weight: np.ndarray, path: str | Path, title: str = "Filters") -> None:
+def filters(weight: np.ndarray, path: str | Path | None = None, title: str = "Filters") -> Figure:
     """Draw the first input channel of filters (K, C, H, W), all on one scale around zero.
 
     Filters (K, C, D, H, W) of volumes have a row each, with a column for each slice along D.
@@ -130,10 +132,10 @@ def filters(weight: np.ndarray, path: str | Path, title: str = "Filters") -> Non
     bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=15, pad=0.02)
     bar.ax.tick_params(labelsize=7, colors=_TEXT, length=2)
     bar.outline.set_edgecolor(_FAINT)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def feature_maps(image: np.ndarray, layers: Mapping[str, np.ndarray], path: str | Path) -> None:
+def feature_maps(image: np.ndarray, layers: Mapping[str, np.ndarray], path: str | Path | None = None) -> Figure:
     """Draw an image (H, W) and below it the channels (C, H, W) of each layer, a row per layer.
 
     Of volumes, (D, H, W) and (C, D, H, W), the middle slice along D is drawn.
@@ -152,11 +154,11 @@ def feature_maps(image: np.ndarray, layers: Mapping[str, np.ndarray], path: str 
             axes.imshow(plane, cmap="gray" if name == "input" else "viridis")
             _bare(axes)
         row[0].set_ylabel(name, fontsize=8, color=_TEXT, rotation=0, ha="right", va="center", labelpad=6)
-    _save(figure, path)
+    return _save(figure, path)
 
 
-def heatmaps(images: Mapping[str, np.ndarray], heats: Mapping[str, np.ndarray], path: str | Path,
-             title: str = "Grad-CAM") -> None:
+def heatmaps(images: Mapping[str, np.ndarray], heats: Mapping[str, np.ndarray], path: str | Path | None = None,
+             title: str = "Grad-CAM") -> Figure:
     """Draw named images and, over them, their heatmaps from 0 to 1, as `gradcam` gives them.
 
     Images (H, W) have a column each: the image, and the image under its heatmap. Volumes (D, H, W) have two rows
@@ -193,7 +195,7 @@ def heatmaps(images: Mapping[str, np.ndarray], heats: Mapping[str, np.ndarray], 
     bar = figure.colorbar(_opaque(shown), ax=grid, shrink=0.7, aspect=25, pad=0.02)
     bar.ax.tick_params(labelsize=7, colors=_TEXT, length=2)
     bar.outline.set_edgecolor(_FAINT)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def _opaque(image: Any) -> Any:
@@ -203,7 +205,7 @@ def _opaque(image: Any) -> Any:
     return ScalarMappable(image.norm, image.cmap)
 
 
-def pictures(images: Mapping[str, np.ndarray], path: str | Path, title: str, columns: int = 4) -> None:
+def pictures(images: Mapping[str, np.ndarray], path: str | Path | None, title: str, columns: int = 4) -> Figure:
     """Draw named images side by side: (H, W) in grey or (H, W, 3), values from 0 to 1 (clipped)."""
     rows = math.ceil(len(images) / columns)
     height, width = next(iter(images.values())).shape[:2]
@@ -216,4 +218,4 @@ def pictures(images: Mapping[str, np.ndarray], path: str | Path, title: str, col
         axes.set_axis_on()
         axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1)
         _bare(axes, name)
-    _save(figure, path)
+    return _save(figure, path)
