@@ -13,14 +13,19 @@ from fastconv import plan
 from fastconv.backends import _cpu
 from fastconv.config import settings, thread_reason
 
-__all__ = ["report"]
+__all__ = ["report", "rows"]
 
 
 def report() -> str:
     """Version, instruction set, kernels, threads and why, caches and settings, a line each."""
+    return "\n".join(f"{name:<12}{text}" for name, text in rows())
+
+
+def rows() -> list[tuple[str, str]]:
+    """Name and text of each line of the report."""
     now = settings()
     available = ", ".join(_cpu.available_isas())
-    rows = [
+    return [
         ("fastconv", f"{fastconv.__version__}, {Path(fastconv.__file__).parent}"),
         ("Python", f"{platform.python_version()}, NumPy {np.__version__}, {platform.platform()}"),
         ("CPU", cpu_name()),
@@ -38,7 +43,6 @@ def report() -> str:
             f"algorithm={now.algorithm!r}, tune={now.tune}",
         ),
     ]
-    return "\n".join(f"{name:<12}{text}" for name, text in rows)
 
 
 def _tiles(isa: str, dtype: str) -> str:

@@ -129,21 +129,22 @@ def filters(weight: np.ndarray, path: str | Path | None = None, title: str = "Fi
         grid[k, 0].set_ylabel(str(k), fontsize=8, color=_TEXT, rotation=0, ha="right", va="center", labelpad=4)
     for k in range(slices):
         grid[0, k].set_title(f"slice {k}", fontsize=8, color=_TEXT, pad=3)
-    bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=15, pad=0.02)
+    bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=15 * max(1, rows / columns), pad=0.02)
     bar.ax.tick_params(labelsize=7, colors=_TEXT, length=2)
     bar.outline.set_edgecolor(_FAINT)
     return _save(figure, path)
 
 
 def feature_maps(image: np.ndarray, layers: Mapping[str, np.ndarray], path: str | Path | None = None) -> Figure:
-    """Draw an image (H, W) and below it the channels (C, H, W) of each layer, a row per layer.
+    """Draw an image (H, W) and below it the channels (C, H, W) of each layer, a row per layer, at most 16 of them.
 
     Of volumes, (D, H, W) and (C, D, H, W), the middle slice along D is drawn.
     """
-    columns = max(len(maps) for maps in layers.values())
-    columns = min(columns, 16)
+    most = max(len(maps) for maps in layers.values())
+    columns = min(most, 16)
     rows = 1 + len(layers)
-    title = "Feature maps, each on its own scale" + (", middle slices" if image.ndim == 3 else "")
+    title = "Feature maps, each on its own scale" + (", middle slices" if image.ndim == 3 else "") + (
+        f", the first {columns} channels" if columns < most else "")
     figure, grid = _figure(0.75 * columns + 1.2, 0.95 * rows + 0.4, title, rows, columns)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -87,16 +87,16 @@ def test_gradients_by_difference_quotients(name, ndim):
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-@pytest.mark.parametrize("name", [n for n in BLOCKS if n != "auxiliary"])
+@pytest.mark.parametrize("name", [n for n in BLOCKS if not n.startswith("auxiliary")])
 def test_inference_is_training_with_the_running_statistics(name, ndim):
     block = BLOCKS[name][0](kind(ndim))
     for _, layer in block.named_layers():
         if isinstance(layer, tuple(BATCH_NORM.values())):
             layer.momentum = 1.0
-    size = {1: (400,), 2: (21, 20), 3: (7, 8, 8)}[ndim]
+    size = {1: (400,), 2: (21, 20), 3: (9, 10, 10)}[ndim]
     x = np.random.default_rng(2).standard_normal((2, 8 if name == "bottleneck" else 4, *size))
     y = block.forward(x)[0]
-    # The running variance is the unbiased one: of at least 128 values, twice in a block, that is under 1 %.
+    # The running variance is the unbiased one: of at least 200 values, three times in a block, that is under 1 %.
     assert np.abs(block(x) - y).max() < 0.01 * np.abs(y).max()
     assert np.abs(block(x) - y).max() < 1e-12 or any("running" in key for key in block.state_dict())
 

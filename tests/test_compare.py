@@ -11,12 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import cli
 from fastconv.compare import figures, labels, measure, networks, study
 from fastconv.compare.data import balanced_order
 from fastconv.compare.networks import NETWORKS
 from fastconv.compare.study import Plan, Study
 from fastconv.compare.text import interval
+from fastconv.info import cpu_name
 from fastconv.nn import Linear
 from fastconv.nn.conv import _Conv
 from fastconv.summary import summarize
@@ -113,6 +115,14 @@ def test_the_table_shows_what_was_measured(finished):
     assert f"{61_706:,}" in page  # LeNet-5's parameters, as the paper's table adds up
     order = re.findall(r"<tr><td>([^<]*)</td><td>[\d.]+%</td>", page)
     assert order == [NETWORKS[name].label for name in sorted(MODELS, key=lambda name: -shown[name])]
+
+
+def test_the_machine_is_described(finished):
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    machine = dict(re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", page))
+    assert machine["fastconv"] == fastconv.__version__  # not where it lies
+    assert machine["CPU"] == cpu_name()
+    assert {"CPU caches", "ISA", "Python", "threads"} <= machine.keys()
 
 
 def test_an_interrupted_comparison_goes_on_as_if_it_had_not_been(digits, finished, tmp_path, monkeypatch, capsys):

@@ -89,7 +89,7 @@ def _legend(axes: Axes, **options: Any) -> None:
 
 
 # The first of them are drawn wherever they fit, the others where they leave room.
-_SHARE_TICKS = (0.9, 0.99, 0.5, 0.999, 0.9999, 0.98, 0.95, 0.8, 0.995, 0.7, 0.998, 0.9995, 0.2, 0.0)
+_SHARE_TICKS = (0.9, 0.99, 0.5, 0.999, 0.9999, 0.99999, 0.98, 0.95, 0.8, 0.995, 0.7, 0.998, 0.9995, 0.2, 0.0)
 
 
 def _shares(axes: Axes, values: Sequence[float], floor: float, percent: bool = True,
@@ -157,7 +157,7 @@ def bubbles(results: Results, measure: str, x: str, area: str) -> Figure:
              "auc": "test AUC (equal steps: equal factors of what is missing to 1)",
              "macs": "multiply-accumulates for one image",
              "parameters": "parameters"}
-    floor = 0.5 / len(results.dataset.test) if measure == "accuracy" else 1e-4
+    floor = 0.5 / len(results.dataset.test) if measure == "accuracy" else 1e-5
     values = [results.runs[name][0][measure] for name in names]
     position = _shares(axes, values, floor, percent=measure == "accuracy")
     xs = [results.costs[name][x] for name in names]

@@ -12,11 +12,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+import fastconv
 from fastconv.compare import measure
 from fastconv.compare.data import DIGITS, balanced_order, fingerprint, load
 from fastconv.compare.measure import BATCH_SIZE, FEW_EPOCHS, FEW_NETWORK, FEW_REPEATS, FEW_SIZES, FEW_STEPS
 from fastconv.compare.networks import NETWORKS
-from fastconv.info import report as installation
+from fastconv.info import rows as installation
 from fastconv.training import Dataset, Progress, load_checkpoint, save_checkpoint
 
 __all__ = ["PAIRS", "PAIR_SEEDS", "Plan", "Results", "Study", "few_sizes"]
@@ -30,6 +31,7 @@ PAIR_SEEDS = 3
 
 FEWEST_IMAGES = 1000
 """To how many training images a comparison is cut before its epochs are."""
+_MACHINE = ("Python", "CPU", "CPU caches", "ISA", "OpenMP", "threads", "settings")
 _TRAINING_SHARE = 0.85  # of the time; the rest is for what is not predicted: scikit-learn and pictures
 
 
@@ -74,7 +76,7 @@ class Results:
     costs, runs, few
         By network; by network and seed; by number of training images. See `measure`.
     machine
-        Rows of `fastconv info`.
+        Rows of `fastconv info` that bear on times.
     seconds
         All parts together.
     """
@@ -249,7 +251,8 @@ class Study:
         if seconds(images, epochs) > free:
             images = min(images, max(FEWEST_IMAGES, int(images * max(free, 0) / seconds(images, epochs))))
             epochs = max(1, min(epochs, int(epochs * max(free, 0) / seconds(images, epochs) + 1e-9)))
-        machine = dict(line.split(maxsplit=1) for line in installation().splitlines())
+        machine = {"fastconv": fastconv.__version__} | {
+            name: text for name, text in installation() if name in _MACHINE}
         return {"images": images, "epochs": epochs, "seconds": seconds(images, epochs), "machine": machine}
 
 

@@ -157,7 +157,7 @@ def curves(results: Results, trained: list[str]) -> Paragraphs:
 
 _PAIR_INTRODUCTIONS = {
     "shortcuts": "Both networks have 20 layers and the same convolutions; only ResNet-20 adds the input of each block "
-                 "to its output, a^(l+2) = relu(z^(l+2) + a^l) (He et al. 2016), which gives the gradient a way around "
+                 "to its output, aˡ⁺² = relu(zˡ⁺² + aˡ) (He et al. 2016), which gives the gradient a way around "
                  "the layers.",
     "heads": "GoogLeNet's auxiliary classifiers look at two hidden layers; their losses count 0.3 each in training, "
              "and they are left out afterwards (Szegedy et al. 2015). The idea is that early layers get a stronger "
