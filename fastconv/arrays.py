@@ -39,14 +39,15 @@ def as_array(obj: object, name: str, op: str = "") -> Array:
     ----------
     obj
         A NumPy array; an object with ``__dlpack__`` in host memory (a CPU tensor of PyTorch, JAX, ...); or an
-        object with the buffer protocol or ``__array_interface__``. Any shape and strides.
+        object with the buffer protocol or ``__array_interface__``. Any shape and strides. On a GPU: an array of CuPy,
+        or an object with ``__cuda_array_interface__`` or ``__dlpack__``.
     name, op
         The argument and the function that errors name.
 
     Returns
     -------
     ndarray
-        `obj` itself if it is a plain ndarray, else a view of its memory.
+        `obj` itself if it is a plain ndarray, else a view of its memory; on a GPU an array of CuPy.
 
     Raises
     ------
@@ -60,7 +61,7 @@ def as_array(obj: object, name: str, op: str = "") -> Array:
     dtype = x.dtype
     if dtype is not FLOAT32 and dtype is not FLOAT64:
         _check_float(dtype, name, op)
-    if not x.flags.aligned:
+    if not on_device(x) and not x.flags.aligned:
         raise ValueError(_message(op, f"{name} is not aligned to its item size of {dtype.itemsize} bytes. "
                                       f"Hint: np.ascontiguousarray({name}.copy())"))
     return x
@@ -72,7 +73,7 @@ def as_indices(obj: object, name: str, op: str = "") -> Array:
     if x.dtype != INT64 or not x.dtype.isnative:
         raise TypeError(_message(op, f"{name} has dtype {x.dtype}, but int64 is needed. "
                                      f"Hint: {name}.astype(np.int64)"))
-    if not x.flags.aligned:
+    if not on_device(x) and not x.flags.aligned:
         raise ValueError(_message(op, f"{name} is not aligned to its item size of 8 bytes. "
                                       f"Hint: np.ascontiguousarray({name}.copy())"))
     return x
@@ -101,7 +102,10 @@ def _adopt(obj: Any, name: str, op: str) -> Array:
     if getattr(obj, "requires_grad", False):
         raise TypeError(_message(op, f"{name} is a {kind} that requires a gradient, which fastconv would not "
                                      f"record. Hint: {name}.detach()"))
-    if hasattr(obj, "__dlpack__") and not isinstance(obj, np.generic):
+    if not isinstance(obj, np.generic) and (hasattr(obj, "__cuda_array_interface__") or hasattr(obj, "__dlpack__")):
+        on_gpu = _adopt_device(obj, name, op, kind)
+        if on_gpu is not None:
+            return on_gpu
         device, _ = _view(obj.__dlpack_device__, name, op, kind)
         if int(device) not in _HOST_DEVICES:
             raise TypeError(_message(op, f"{name} is a {kind} on device {getattr(obj, 'device', '?')}, but arrays "
@@ -119,6 +123,22 @@ def _adopt(obj: Any, name: str, op: str) -> Array:
     raise TypeError(_message(op, f"{name} is a {kind}, but a NumPy array (or an object with __dlpack__, the buffer "
                                  f"protocol or __array_interface__) is needed. "
                                  f"Hint: np.asarray({name}, dtype=np.float32)"))
+
+
+def _adopt_device(obj: Any, name: str, op: str, kind: str) -> Array | None:
+    """View an array on a GPU as one of CuPy; None for arrays elsewhere."""
+    from fastconv.backends.cuda import device  # only now: most processes never see a GPU
+
+    try:
+        return device.adopt(obj)
+    except (RuntimeError, ValueError, TypeError, BufferError) as error:
+        raise TypeError(_message(op, f"{name} is a {kind} on device {getattr(obj, 'device', '?')}: {error}. "
+                                     "Arrays in host memory need nothing. Hint: copy it to the CPU first")) from error
+
+
+def on_device(x: Array) -> bool:
+    """Whether an array that `as_array` returned lies on a GPU."""
+    return type(x) is not np.ndarray
 
 
 def _view(make: Callable[[], T], name: str, op: str, kind: str) -> T:
@@ -159,12 +179,12 @@ def dense_strides(shape: tuple[int, ...], order: Order) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def empty(shape: tuple[int, ...], dtype: Any, order: Order = "contiguous") -> Array:
-    """Uninitialised dense array of logical `shape` (N, C, \\*spatial) in memory `order`."""
+def empty(shape: tuple[int, ...], dtype: Any, order: Order = "contiguous", *, like: Array | None = None) -> Array:
+    """Uninitialised dense array of logical `shape` (N, C, \\*spatial) in memory `order`, where `like` lies."""
     if order == "contiguous":
-        return np.empty(shape, dtype)
+        return np.empty(shape, dtype, like=like)
     last = len(shape) - 1
-    return np.empty((shape[0], *shape[2:], shape[1]), dtype).transpose(0, last, *range(1, last))
+    return np.empty((shape[0], *shape[2:], shape[1]), dtype, like=like).transpose(0, last, *range(1, last))
 
 
 def to_channels_last(x: object) -> Array:
@@ -215,15 +235,36 @@ def check_out(out: object, shape: tuple[int, ...], dtype: Any, name: str = "out"
     if array.dtype != dtype:
         raise TypeError(_message(op, f"{name} has dtype {array.dtype}, but the result has dtype {dtype}. "
                                      f"Hint: np.empty({shape}, np.{dtype})"))
-    if not array.flags.writeable:
+    if not on_device(array) and not array.flags.writeable:
         raise ValueError(_message(op, f"{name} is read-only. Hint: pass a writable array, or {name}.copy()"))
     if not array.flags.c_contiguous and _overlaps_itself(array):
         raise ValueError(_message(op, f"{name} has strides {array.strides} (bytes) for shape {shape}, so that "
                                       f"several elements may share memory. Hint: np.empty({shape}, np.{dtype})"))
+    inputs = tuple(inputs)
+    check_same_place(op, (name, array), *(("an input", other) for other in inputs))
     if any(_overlap(array, other) for other in inputs):
         raise ValueError(_message(op, f"{name} shares memory with an input, which would be overwritten while it "
                                       f"is read. Hint: np.empty({shape}, np.{dtype})"))
     return array
+
+
+def check_same_place(op: str, *arrays: tuple[str, Array | None]) -> bool:
+    """Check that arrays, given with their names, lie all on a GPU or all in host memory; return whether on a GPU.
+
+    Raises
+    ------
+    TypeError
+        If they are mixed; nothing is ever copied from one place to the other in silence.
+    """
+    there = [(name, on_device(x)) for name, x in arrays if x is not None]
+    place = there[0][1]
+    for name, other in there:
+        if other is not place:
+            gpu, cpu = (name, there[0][0]) if other else (there[0][0], name)
+            raise TypeError(_message(op, f"{gpu} is on the GPU and {cpu} in host memory, but all arrays must lie in "
+                                         "one place. Hint: cupy.asarray(x) copies to the GPU, x.get() from it, and "
+                                         "net.to('cuda') the parameters of a network"))
+    return place
 
 
 def _overlaps_itself(x: Array) -> bool:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, as_array, check_out
-from fastconv.backends import cpu
-from fastconv.backends._cpu import call_key
-from fastconv.backends.cpu import Run
+from fastconv.backends import select
+from fastconv.backends.select import call_key
 from fastconv.config import token
 from fastconv.functional.padding import check_padding_mode, fold_padding, pad
 from fastconv.plan import Plan, plan_for
@@ -119,7 +118,7 @@ def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride:
     b = checked_bias(op, bias, problem.out_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.y_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
-    run = Run(problem, "conv", algorithm)
+    run = select.backend(op, ("input", x), ("weight", w), ("bias", b)).Run(problem, "conv", algorithm)
     y = run(x, w, b, out)
     if b is bias and not alone:
         remember(_repeats, key, run, options[-1])
@@ -146,7 +145,7 @@ def checked_bias(op: str, bias: Any, channels: int, dtype: str) -> Array | None:
         return None
     b = as_array(bias, "bias", op)
     check_bias(b, channels, dtype, op)
-    return np.ascontiguousarray(b)
+    return b if b.flags.c_contiguous else b.copy()
 
 
 # ---- Gradients ---------------------------------------------------------------------------------------------------
@@ -195,7 +194,8 @@ def conv_input_grad(input_size: Sequence[int], weight: Any, grad_output: Any, st
     problem = conv_input_grad_problem(size, w, dy, stride, padding, dilation, groups, out=out, op=op)
     if out is not None:
         check_out(out, problem.x_shape, dy.dtype, "out", op, (w, dy))
-    dx = cpu.conv_input_grad(problem, dy, w, out=out, algorithm=algorithm)
+    backend = select.backend(op, ("grad_output", dy), ("weight", w))
+    dx = backend.conv_input_grad(problem, dy, w, out=out, algorithm=algorithm)
     return dx[0] if alone else dx
 
 
@@ -204,7 +204,8 @@ def _padded_input_grad(op: str, size: tuple[int, ...], w: Array, dy: Array, stri
     lo, hi = check_padding_mode(op, size[2:], w.shape[2:], stride, padding, dilation, padding_mode)
     padded = (*size[:2], *(n + a + b for n, a, b in zip(size[2:], lo, hi, strict=True)))
     problem = conv_input_grad_problem(padded, w, dy, stride, 0, dilation, groups, op=op)
-    return fold_padding(cpu.conv_input_grad(problem, dy, w, algorithm=algorithm), lo, hi, padding_mode)
+    backend = select.backend(op, ("grad_output", dy), ("weight", w))
+    return fold_padding(backend.conv_input_grad(problem, dy, w, algorithm=algorithm), lo, hi, padding_mode)
 
 
 def conv_weight_grad(input: Any, weight_size: Sequence[int], grad_output: Any, stride: Ints = 1,
@@ -244,7 +245,8 @@ def conv_weight_grad(input: Any, weight_size: Sequence[int], grad_output: Any, s
     problem = conv_weight_grad_problem(x, size, dy, stride, padding, dilation, groups, out=out, op=op)
     if out is not None:
         check_out(out, problem.w_shape, x.dtype, "out", op, (x, dy))
-    return cpu.conv_weight_grad(problem, x, dy, out=out, algorithm=algorithm)
+    backend = select.backend(op, ("input", x), ("grad_output", dy))
+    return backend.conv_weight_grad(problem, x, dy, out=out, algorithm=algorithm)
 
 
 def conv_bias_grad(grad_output: Any, *, batched: bool = True) -> Array:
@@ -337,7 +339,8 @@ def _transpose(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, st
     b = checked_bias(op, bias, problem.in_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.x_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
-    y = cpu.conv_input_grad(problem, x, w, out=out, bias=b, algorithm=algorithm)
+    backend = select.backend(op, ("input", x), ("weight", w), ("bias", b))
+    y = backend.conv_input_grad(problem, x, w, out=out, bias=b, algorithm=algorithm)
     return y[0] if alone else y
 
 
@@ -358,7 +361,7 @@ def conv_transpose_input_grad(grad_output: Any, weight: Any, stride: Ints = 1, p
                                                 op=op)
     if out is not None:
         check_out(out, problem.y_shape, dy.dtype, "out", op, (w, dy))
-    dx = cpu.conv(problem, dy, w, out=out, algorithm=algorithm)
+    dx = select.backend(op, ("grad_output", dy), ("weight", w)).conv(problem, dy, w, out=out, algorithm=algorithm)
     return dx[0] if alone else dx
 
 
@@ -380,7 +383,8 @@ def conv_transpose_weight_grad(input: Any, weight_size: Sequence[int], grad_outp
                                                  out=out, op=op)
     if out is not None:
         check_out(out, problem.w_shape, x.dtype, "out", op, (x, dy))
-    return cpu.conv_weight_grad(problem, dy, x, out=out, algorithm=algorithm)
+    backend = select.backend(op, ("input", x), ("grad_output", dy))
+    return backend.conv_weight_grad(problem, dy, x, out=out, algorithm=algorithm)
 
 
 # ---- Explanations ------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def pad(x: Array, lo: tuple[int, ...], hi: tuple[int, ...], mode: str) -> Array:
     result, first = (np.moveaxis(x, 1, -1), 1) if last else (x, 2)
     for axis, (n, a, b) in enumerate(zip(x.shape[2:], lo, hi, strict=True), first):
         if a or b:
-            result = np.take(result, _source(n, a, b, mode), axis=axis)
+            source = np.asarray(_source(n, a, b, mode), like=result)
+            result = np.take(result, source, axis=axis)
     return np.moveaxis(result, -1, 1) if last else result
 
 

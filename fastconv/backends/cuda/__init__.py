@@ -1,0 +1,9 @@
+"""The GPU backend: the functions of `reference` for arrays on an NVIDIA GPU, which CuPy holds.
+
+Kernels are CUDA sources in this package, compiled when they are first needed by NVRTC, which comes with CuPy: neither a
+toolkit nor cuDNN is needed. See docs/gpu.md.
+"""
+
+from fastconv.backends.cuda.conv import Run, conv, conv_input_grad, conv_weight_grad
+
+__all__ = ["conv", "conv_input_grad", "conv_weight_grad"]

@@ -1,0 +1,270 @@
+"""Convolutions on the GPU: plans, which are lists of launches, and the functions that run them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv.arrays import empty
+from fastconv.backends import lattice
+from fastconv.backends.cuda import tiles
+from fastconv.backends.cuda.device import Kernel, provider
+from fastconv.backends.cuda.tiles import Tile, ceil_div
+from fastconv.backends.lattice import Lattice
+from fastconv.problem import ConvProblem
+
+Array = Any  # of the provider
+
+ALGORITHMS = ("auto", "simt")
+"""What a call may ask for; "simt 64x64" forces a tile too."""
+
+# FC_DTYPE of prim.cuh, and the bytes of what sums are taken in.
+DTYPES = {"float32": (0, 4), "float64": (1, 8)}
+
+# The structures of lattice.cuh.
+LATTICE = np.dtype([
+    ("in_strides", np.int64, 5), ("out_strides", np.int64, 5), ("add_strides", np.int64, 5), ("w_strides", np.int64, 6),
+    ("in_offset", np.int64), ("out_offset", np.int64), ("w_offset", np.int64),
+    ("in_size", np.int32, 3), ("out_size", np.int32, 3), ("step", np.int32, 3), ("taps", np.int32, 3),
+    ("tap_at", np.int32, 3), ("tap_step", np.int32, 3),
+    ("batch", np.int32), ("groups", np.int32), ("in_channels", np.int32), ("out_channels", np.int32)], align=True)
+DIGITS = np.dtype([("v", np.int32, 4)])
+
+# Positions are added in 32 bits, beside one that lies outside of everything (FC_OUTSIDE).
+MOST_POSITIONS = 2**28
+_MAX_GRID = 65535  # of the second and third axis
+
+
+class Launch(NamedTuple):
+    """One kernel of a plan; what changes from call to call comes before and behind `args`."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    args: tuple[Any, ...]
+    smem: int
+
+
+class Plan(NamedTuple):
+    """How a pass runs.
+
+    Attributes
+    ----------
+    launches
+        None where there is nothing to compute.
+    covers
+        False if parts of dx meet no tap, so that they must be filled in beforehand.
+    relu
+        Whether max(., 0) is applied to the result.
+    sums
+        Elements of the workspace of a weight gradient.
+    """
+
+    problem: ConvProblem
+    op: str
+    algorithm: str
+    launches: tuple[Launch, ...]
+    covers: bool = True
+    relu: bool = False
+    sums: int = 0
+
+
+class _Axis(NamedTuple):
+    """The taps of one axis: how many, where the first reads, how far apart they read, and where they lie in w."""
+
+    taps: int
+    at: int
+    step: int
+    w: int
+    w_step: int
+
+
+def _axes(l: Lattice) -> tuple[list[_Axis], int]:  # noqa: E741
+    """The taps of each axis, which are evenly spaced in every pass, and the offset of the first tap in w."""
+    positions = [sorted(set(at)) for at in zip(*l.tap_at, strict=True)]
+    offsets = dict(zip(l.tap_at, l.tap_w, strict=True))
+    first = tuple(p[0] for p in positions)
+    axes = []
+    for axis, p in enumerate(positions):
+        step = p[1] - p[0] if len(p) > 1 else 0
+        second = (*first[:axis], first[axis] + step, *first[axis + 1:])
+        axes.append(_Axis(len(p), p[0], step, 0, offsets[second] - offsets[first]))
+    assert math.prod(len(p) for p in positions) == len(l.tap_at)
+    return axes, offsets[first]
+
+
+def _structure(l: Lattice) -> Any:  # noqa: E741
+    """The lattice as kernels take it."""
+    axes, w_offset = _axes(l)
+    s = np.zeros((), LATTICE)
+    s["in_strides"], s["out_strides"] = l.in_strides, l.out_strides
+    s["w_strides"] = (*l.w_strides, *(a.w_step for a in axes))
+    s["in_offset"], s["out_offset"], s["w_offset"] = l.in_offset, l.out_offset, w_offset
+    s["in_size"], s["out_size"], s["step"] = l.in_size, l.out_size, l.step
+    s["taps"], s["tap_at"] = [a.taps for a in axes], [a.at for a in axes]
+    s["tap_step"] = [a.step for a in axes]
+    s["batch"], s["groups"], s["in_channels"], s["out_channels"] = l.batch, l.groups, l.in_channels, l.out_channels
+    return s
+
+
+def _digits(n: int, *radices: int) -> Any:
+    """`n` in a mixed radix, lowest digit first."""
+    digits = []
+    for radix in radices:
+        n, digit = divmod(n, radix)
+        digits.append(digit)
+    d = np.zeros((), DIGITS)
+    d["v"] = (*digits, n)
+    return d
+
+
+def _tap_digits(n: int, s: Any) -> Any:
+    _, height, width = s["taps"].tolist()
+    return _digits(n, int(s["in_channels"]), width, height)
+
+
+def _check_sizes(problem: ConvProblem, op: str) -> None:
+    span = max(*problem.in_size, *problem.out_size) + max(*problem.pad_lo, *problem.pad_hi)
+    span += max((k - 1) * d for k, d in zip(problem.kernel, problem.dilation, strict=True))
+    span += max(o * s for o, s in zip(problem.out_size, problem.stride, strict=True))
+    if span >= MOST_POSITIONS:
+        raise ValueError(f"{op}: an axis with its padding spans {span} positions, but on the GPU fewer than 2**28 are "
+                         "supported. Hint: cut the array into parts")
+    if problem.groups > _MAX_GRID:
+        raise ValueError(f"{op}: groups is {problem.groups}, but on the GPU at most {_MAX_GRID} are supported. "
+                         "Hint: cut the channels into parts")
+
+
+@lru_cache(1024)
+def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool = False,
+             multiprocessors: int = 132) -> Plan:
+    """Choose kernels for a pass and prepare their launches.
+
+    Raises
+    ------
+    ValueError
+        If the GPU backend has no such algorithm, or it cannot run this problem.
+    """
+    name, _, tile = algorithm.partition(" ")
+    if name not in ALGORITHMS or (tile and tile not in [t.name for t in tiles.SIMT[problem.dtype]]):
+        raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
+                         f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
+    _check_sizes(problem, op)
+    if op == "conv_weight_grad":
+        return _weight_grad_plan(problem, tile, multiprocessors)
+    parts, covers = ((lattice.forward(problem),), True) if op == "conv" else lattice.input_grad(problem)
+    launches = tuple(_simt(part, problem.dtype, relu, tile, multiprocessors) for part in parts
+                     if part.batch and math.prod(part.out_size))
+    return Plan(problem, op, "simt", launches, covers, relu)
+
+
+def _tile(dtype: str, name: str, rows: int, columns: int, batches: int, multiprocessors: int) -> Tile:
+    allowed = tuple(t for t in tiles.SIMT[dtype] if name in ("", t.name))
+    return tiles.choose_tile(allowed, rows, columns, batches, multiprocessors)
+
+
+def _simt(part: Lattice, dtype: str, relu: bool, tile_name: str, multiprocessors: int) -> Launch:
+    code, size = DTYPES[dtype]
+    rows = part.batch * math.prod(part.out_size)
+    tile = _tile(dtype, tile_name, rows, part.out_channels, part.groups, multiprocessors)
+    s = _structure(part)
+    kernel = Kernel("conv_simt.cu", "conv_simt", (
+        ("FC_DTYPE", code), *tile.defines, ("PIXELS_FAST", int(_pixels_fast(part.in_strides, part.in_channels))),
+        ("OUT_FAST", int(abs(part.w_strides[1]) < abs(part.w_strides[2])))))
+    grid = ceil_div(rows, tile.bm), ceil_div(part.out_channels, tile.bn), part.groups
+    args = (s, _tap_digits(tile.bk, s), np.int32(relu))
+    return Launch(kernel, grid, (tile.threads,), args, _smem(tile, size, tile.bm * 24 + 2 * tile.bk * 32))
+
+
+def _pixels_fast(strides: tuple[int, ...], channels: int) -> bool:
+    """Whether neighbouring pixels lie closer together than neighbouring channels."""
+    return channels == 1 or abs(strides[1]) > abs(strides[4])
+
+
+def _smem(tile: Tile, size: int, tables: int) -> int:
+    pack = 16 // size
+    return 2 * tile.bk * (tile.bm + tile.bn + 2 * pack) * size + tables
+
+
+def _weight_grad_plan(problem: ConvProblem, tile_name: str, multiprocessors: int) -> Plan:
+    part = lattice.forward(problem)
+    code, size = DTYPES[problem.dtype]
+    width = part.in_channels * problem.taps
+    depth = part.batch * math.prod(part.out_size)
+    tile = _tile(problem.dtype, tile_name, part.out_channels, width, part.groups, multiprocessors)
+    splits, chunk = tiles.choose_splits(tile, part.out_channels, width, part.groups, depth, multiprocessors)
+    s = _structure(part)
+    _, height, breadth = part.out_size
+    depth_height = _digits(tile.bk, breadth, height, part.out_size[0])
+    kernel = Kernel("weight_grad_simt.cu", "weight_grad_simt", (
+        ("FC_DTYPE", code), *tile.defines,
+        ("DY_PIXELS_FAST", int(_pixels_fast(part.out_strides, part.out_channels))),
+        ("IN_PIXELS_FAST", int(_pixels_fast(part.in_strides, part.in_channels)))))
+    grid = ceil_div(width, tile.bn), ceil_div(part.out_channels, tile.bm), part.groups * splits
+    first = Launch(kernel, grid, (tile.threads,), (s, depth_height, np.int32(splits), np.int64(chunk)),
+                   _smem(tile, size, tile.bn * 24 + 2 * tile.bk * 32))
+    weights = problem.out_channels * width
+    finish = Launch(Kernel("weight_grad_finish.cu", "weight_grad_finish", (("FC_DTYPE", code),)),
+                    (ceil_div(weights, 256),), (256,), (s, np.int32(splits)), 0)
+    return Plan(problem, "conv_weight_grad", "simt", (first, finish), sums=splits * weights)
+
+
+class Run:
+    """A planned convolution, or input gradient, to be run many times; see `fastconv.backends.cpu.Run`."""
+
+    __slots__ = ("_dtype", "_shape", "plan")
+
+    def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
+                 packed: Callable[[Any], Any] | None = None) -> None:
+        self.plan = plan_for(problem, op, algorithm, relu, provider().multiprocessors())
+        self._shape = problem.y_shape if op == "conv" else problem.x_shape
+        self._dtype = np.dtype(problem.dtype)
+
+    def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None) -> Array:
+        """Write the result to `out`, or return it in a new array; `b` is contiguous."""
+        plan, launch = self.plan, provider().launch
+        if out is None:
+            out = empty(self._shape, self._dtype, plan.problem.order, like=x)
+        if not plan.covers:
+            out[...] = 0 if b is None else self._filling(b)
+        for kernel, grid, block, args, smem in plan.launches:
+            launch(kernel, grid, block, (x, w, b, None, out, *args), smem)
+        return out
+
+    def _filling(self, b: Array) -> Array:
+        b = b.reshape(-1, *[1] * self.plan.problem.ndim)
+        return np.maximum(b, 0) if self.plan.relu else b
+
+
+def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,
+         algorithm: str = "auto") -> Array:
+    """y = conv(x, w) + b."""
+    return Run(problem, "conv", algorithm)(x, w, _contiguous(b), out)
+
+
+def conv_input_grad(problem: ConvProblem, dy: Array, w: Array, *, out: Array | None = None,
+                    bias: Array | None = None, algorithm: str = "auto") -> Array:
+    """dx from dy; as a transposed convolution it adds `bias` to the result."""
+    return Run(problem, "conv_input_grad", algorithm)(dy, w, _contiguous(bias), out)
+
+
+def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | None = None,
+                     algorithm: str = "auto") -> Array:
+    """dw from x and dy."""
+    device = provider()
+    plan = plan_for(problem, "conv_weight_grad", algorithm, False, device.multiprocessors())
+    if out is None:
+        out = empty(problem.w_shape, problem.dtype, problem.order, like=x)
+    sums = device.empty((plan.sums,), problem.dtype)
+    first, finish = plan.launches
+    device.launch(first.kernel, first.grid, first.block, (x, dy, sums, *first.args), first.smem)
+    device.launch(finish.kernel, finish.grid, finish.block, (sums, out, *finish.args), finish.smem)
+    return out
+
+
+def _contiguous(b: Array | None) -> Array | None:
+    return b if b is None or b.flags.c_contiguous else b.copy()

@@ -1,0 +1,143 @@
+// A lattice as an implicit matrix product: rows are output pixels, columns output channels, and the depth runs over
+// taps and, fastest, input channels. Exact arithmetic of the dtype (16-bit types: of float32), any strides.
+//
+// Compiled for a dtype (FC_DTYPE), a tile of BM x BN x BK, TM x TN values of it per thread, and which of the two axes of
+// a tile lies closer together in memory: PIXELS_FAST for `in`, OUT_FAST for w.
+#include "prim.cuh"
+#include "lattice.cuh"
+
+#define NT ((BM / TM) * (BN / TN)) // threads
+#define LDA (BM + FC_PACK)
+#define LDB (BN + FC_PACK)
+#define NA (BM * BK / NT) // values that a thread loads of each tile
+#define NB ((BN * BK + NT - 1) / NT)
+
+struct Column { // one step in depth
+  Place in;
+  int64 w;
+};
+
+extern "C" __global__ void __launch_bounds__(NT, 2)
+    conv_simt(const element *__restrict__ in, const element *__restrict__ w, const element *__restrict__ bias,
+              const element *__restrict__ add, element *__restrict__ out, const Lattice l, const Digits advance,
+              const int relu) {
+  FC_SMEM(memory);
+  real *as = reinterpret_cast<real *>(memory); // [2][BK][LDA]
+  real *bs = as + 2 * BK * LDA;                // [2][BK][LDB]
+  Place *rows = reinterpret_cast<Place *>(bs + 2 * BK * LDB);
+  Column *columns = reinterpret_cast<Column *>(rows + BM); // [2][BK]
+  const int tid = threadIdx.x, group = blockIdx.z, n0 = blockIdx.y * BN;
+  const int64 m0 = (int64)blockIdx.x * BM;
+  const int64 pixels = (int64)l.batch * l.out_size[0] * l.out_size[1] * l.out_size[2];
+  const int64 depth = (int64)l.in_channels * l.taps[0] * l.taps[1] * l.taps[2];
+  in += (int64)group * l.in_channels * l.in_strides[1];
+  w += group * l.w_strides[0];
+
+  for (int i = tid; i < BM; i += NT) {
+    if (m0 + i < pixels)
+      rows[i] = pixel_in(l, to_digits(m0 + i, l.out_size[2], l.out_size[1], l.out_size[0]));
+    else
+      set_outside(rows[i]);
+  }
+  Digits place = to_digits(tid, l.in_channels, l.taps[2], l.taps[1]);
+  auto next_columns = [&](int buffer) {
+    if (tid < BK) {
+      Column &c = columns[buffer * BK + tid];
+      if (place.v[3] < l.taps[0]) {
+        c.in = tap_in(l, place);
+        c.w = tap_w(l, place);
+      } else {
+        set_outside(c.in);
+      }
+      add_digits(place, advance, l.in_channels, l.taps[2], l.taps[1]);
+    }
+  };
+  real a_next[NA], b_next[NB];
+  auto load = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < NA; i++) {
+      const int e = tid + i * NT, m = PIXELS_FAST ? e % BM : e / BK, k = PIXELS_FAST ? e / BM : e % BK;
+      const Place &row = rows[m], &column = columns[buffer * BK + k].in;
+      a_next[i] = inside(l, row, column) ? to_real(__ldg(&in[row.offset + column.offset])) : real(0);
+    }
+#pragma unroll
+    for (int i = 0; i < NB; i++) {
+      const int e = tid + i * NT, n = n0 + (OUT_FAST ? e % BN : e / BK), k = OUT_FAST ? e / BN : e % BK;
+      b_next[i] = real(0);
+      if ((BN * BK % NT == 0 || e < BN * BK) && n < l.out_channels) {
+        const Column &column = columns[buffer * BK + k];
+        if (column.in.at[0] != FC_OUTSIDE) b_next[i] = to_real(__ldg(&w[n * l.w_strides[1] + column.w]));
+      }
+    }
+  };
+  auto store = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < NA; i++) {
+      const int e = tid + i * NT, m = PIXELS_FAST ? e % BM : e / BK, k = PIXELS_FAST ? e / BM : e % BK;
+      as[(buffer * BK + k) * LDA + m] = a_next[i];
+    }
+#pragma unroll
+    for (int i = 0; i < NB; i++) {
+      const int e = tid + i * NT, n = OUT_FAST ? e % BN : e / BK, k = OUT_FAST ? e / BN : e % BK;
+      if (BN * BK % NT == 0 || e < BN * BK) bs[(buffer * BK + k) * LDB + n] = b_next[i];
+    }
+  };
+
+  // A thread's rows and columns of the tile come in packs, which are spread so that a warp's accesses do not collide.
+  const int tx = tid % (BN / TN), ty = tid / (BN / TN);
+  real sums[TM][TN];
+#pragma unroll
+  for (int i = 0; i < TM; i++)
+#pragma unroll
+    for (int j = 0; j < TN; j++) sums[i][j] = real(0);
+  next_columns(0);
+  __syncthreads();
+  load(0);
+  next_columns(1);
+  store(0);
+  __syncthreads();
+  for (int64 k0 = 0; k0 < depth; k0 += BK) {
+    const int buffer = (int)(k0 / BK) & 1;
+    const bool more = k0 + BK < depth;
+    if (more) {
+      load(buffer ^ 1);
+      next_columns(buffer);
+    }
+#pragma unroll
+    for (int k = 0; k < BK; k++) {
+      Pack a[TM / FC_PACK], b[TN / FC_PACK];
+#pragma unroll
+      for (int i = 0; i < TM / FC_PACK; i++)
+        a[i] = *reinterpret_cast<const Pack *>(&as[(buffer * BK + k) * LDA + (i * (BM / TM) + ty) * FC_PACK]);
+#pragma unroll
+      for (int j = 0; j < TN / FC_PACK; j++)
+        b[j] = *reinterpret_cast<const Pack *>(&bs[(buffer * BK + k) * LDB + (j * (BN / TN) + tx) * FC_PACK]);
+#pragma unroll
+      for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < TN; j++) sums[i][j] += a[i / FC_PACK].v[i % FC_PACK] * b[j / FC_PACK].v[j % FC_PACK];
+    }
+    if (more) store(buffer ^ 1);
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int i = 0; i < TM; i++) {
+    const int64 m = m0 + (i / FC_PACK * (BM / TM) + ty) * FC_PACK + i % FC_PACK;
+    if (m >= pixels) continue;
+    const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
+    const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = pixel_out(l.add_strides, p);
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      const int n = n0 + (j / FC_PACK * (BN / TN) + tx) * FC_PACK + j % FC_PACK;
+      if (n >= l.out_channels) continue;
+      const int64 channel = (int64)group * l.out_channels + n;
+      real v = sums[i][j];
+      if (bias) v += to_real(bias[channel]);
+      if (add) v += to_real(add[from + channel * l.add_strides[1]]);
+      if (relu && v < real(0)) v = real(0); // NaN stays
+      out[to + channel * l.out_strides[1]] = to_element(v);
+    }
+  }
+}
+FC_EXPORT(conv_simt)

@@ -1,0 +1,200 @@
+"""The one door to the GPU: arrays on it, and `launch`, behind which stands a provider.
+
+Everything else in this package is arithmetic on shapes. The provider for users is CuPy, found when it is first needed;
+tests put an emulator in its place (`use`), so that all of the package but the silicon runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from fastconv.arrays import Array
+
+_SOURCES = Path(__file__).parent
+
+HOW_TO_GET_CUPY = ("arrays on a GPU need CuPy 13 or later and an NVIDIA driver. "
+                   'Hint: pip install "fastconv[cuda13]" (or [cuda12]), or copy the arrays to the CPU')
+
+
+class Kernel(NamedTuple):
+    """A kernel in one of its forms: which source, which function, and what is defined when it is compiled."""
+
+    source: str
+    name: str
+    defines: tuple[tuple[str, str | int], ...] = ()
+
+
+class Provider(Protocol):
+    """What is needed of whoever has the GPU."""
+
+    def is_array(self, obj: object) -> bool:
+        """Whether `obj` is one of the provider's own arrays."""
+
+    def adopt(self, obj: Any) -> Any:
+        """View a foreign array on the GPU as one of the provider's, without a copy."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An uninitialised array in C order."""
+
+    def upload(self, array: Array) -> Any:
+        """A copy of a NumPy array on the GPU."""
+
+    def multiprocessors(self) -> int:
+        """How many multiprocessors the current GPU has."""
+
+    def capability(self) -> tuple[int, int]:
+        """Compute capability of the current GPU, as (9, 0)."""
+
+    def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
+               smem: int = 0) -> None:
+        """Run a kernel on the current stream.
+
+        `args` are arrays of the provider, None (a null pointer), NumPy scalars and structured NumPy arrays without
+        axes, which are passed by value; `smem` is in bytes.
+        """
+
+
+def source_text(name: str) -> str:
+    """A CUDA source of this package with its own includes in place, so that no compiler needs a search path."""
+    def included(match: re.Match[str]) -> str:
+        return (_SOURCES / match[1]).read_text()
+
+    return re.sub(r'#include "(\w+\.cuh)"\n', included, (_SOURCES / name).read_text())
+
+
+class CupyProvider:
+    """CuPy: kernels are compiled by NVRTC at their first launch and kept in CuPy's own cache on disk."""
+
+    def __init__(self) -> None:
+        try:
+            import cupy
+        except ImportError as error:
+            raise RuntimeError(f"fastconv: {HOW_TO_GET_CUPY} (import cupy: {error})") from error
+        if not cupy.cuda.is_available():
+            raise RuntimeError(f"fastconv: {HOW_TO_GET_CUPY} (CuPy {cupy.__version__} finds no GPU)")
+        self._cupy = cupy
+        self._functions: dict[tuple[int, Kernel], Any] = {}
+        self._lock = threading.Lock()
+
+    def is_array(self, obj: object) -> bool:
+        return isinstance(obj, self._cupy.ndarray)
+
+    def adopt(self, obj: Any) -> Any:
+        if hasattr(obj, "__cuda_array_interface__"):
+            return self._cupy.asarray(obj)
+        return self._cupy.from_dlpack(obj)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self._cupy.empty(shape, dtype)
+
+    def upload(self, array: Array) -> Any:
+        return self._cupy.asarray(array)
+
+    def multiprocessors(self) -> int:
+        return self._attribute("MultiProcessorCount")
+
+    def capability(self) -> tuple[int, int]:
+        return self._attribute("ComputeCapabilityMajor"), self._attribute("ComputeCapabilityMinor")
+
+    def _attribute(self, name: str) -> int:
+        return int(self._cupy.cuda.Device().attributes[name])
+
+    def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
+               smem: int = 0) -> None:
+        key = self._cupy.cuda.runtime.getDevice(), kernel
+        function = self._functions.get(key)
+        if function is None:
+            with self._lock:
+                function = self._functions[key] = self._compile(kernel, smem)
+        function(grid, block, tuple(_NULL if arg is None else arg for arg in args), shared_mem=smem)
+
+    def _compile(self, kernel: Kernel, smem: int) -> Any:
+        options = ("-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines))
+        module = self._cupy.RawModule(code=source_text(kernel.source), options=options)
+        function = module.get_function(kernel.name)
+        if smem > 48 * 1024:  # beyond what every kernel may have without asking
+            function.max_dynamic_shared_size_bytes = smem
+        return function
+
+
+_NULL = np.uint64(0)
+_provider: Provider | None = None
+
+
+def provider() -> Provider:
+    """The provider in use.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no CuPy or no GPU; the message says what to install.
+    """
+    global _provider
+    if _provider is None:
+        _provider = CupyProvider()
+    return _provider
+
+
+@contextmanager
+def use(other: Provider) -> Iterator[Provider]:
+    """Put another provider in the place of CuPy meanwhile, in the whole process."""
+    global _provider
+    previous, _provider = _provider, other
+    _forget()
+    try:
+        yield other
+    finally:
+        _provider = previous
+        _forget()
+
+
+def _forget() -> None:
+    for function in _caches:
+        function.cache_clear()
+
+
+_caches: list[Any] = []
+
+
+def cached(function: Any) -> Any:
+    """`functools.cache` for what lies on the GPU: emptied when the provider changes."""
+    result = cache(function)
+    _caches.append(result)
+    return result
+
+
+def adopt(obj: Any) -> Any | None:
+    """View `obj` as an array on the GPU if it is one, else None.
+
+    Raises
+    ------
+    RuntimeError
+        If it is on a GPU, but CuPy or a driver is missing.
+    """
+    if _provider is not None and _provider.is_array(obj):
+        return obj
+    cupy = sys.modules.get("cupy")
+    if _provider is None and cupy is not None and isinstance(obj, cupy.ndarray):
+        return obj  # CuPy made it, so it has a GPU
+    if hasattr(obj, "__cuda_array_interface__") or _dlpack_device(obj) == _CUDA:
+        return provider().adopt(obj)
+    return None
+
+
+_CUDA = 2  # DLPack's number of the device type; managed memory, 13, the CPU can read
+
+
+def _dlpack_device(obj: Any) -> int:
+    try:
+        return int(obj.__dlpack_device__()[0])
+    except Exception:  # not on a device, or not willing to say: `as_array` finds the words
+        return 0

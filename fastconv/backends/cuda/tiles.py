@@ -1,0 +1,77 @@
+"""Which tile a matrix product is cut into: arithmetic on sizes, without a GPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """A tile of `bm` x `bn` results, `bk` steps deep, of which each thread computes `tm` x `tn`.
+
+    `efficiency` is the share of the peak that its inner loop can reach, the best of them 1.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+    efficiency: float
+
+    @property
+    def name(self) -> str:
+        """"128x64"."""
+        return f"{self.bm}x{self.bn}"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.bm // self.tm * (self.bn // self.tn)
+
+    @property
+    def defines(self) -> tuple[tuple[str, int], ...]:
+        """What the kernel is compiled with."""
+        return ("BM", self.bm), ("BN", self.bn), ("BK", self.bk), ("TM", self.tm), ("TN", self.tn)
+
+
+# Each step of a thread reads tm + tn values of shared memory for tm * tn products.
+LARGE = Tile(128, 128, 8, 8, 8, 1.0)
+SMALL = Tile(64, 64, 16, 4, 4, 0.75)
+NARROW = Tile(128, 32, 16, 4, 4, 0.7)
+SIMT = {"float64": (SMALL, NARROW), "float32": (LARGE, SMALL, NARROW)}
+
+# Blocks that a multiprocessor runs at once: by registers and shared memory, two of 256 threads in any case.
+RESIDENT = 2
+# Splits of a weight gradient read and write sums once more each; at least this deep, that is little.
+LEAST_CHUNK = 256
+MOST_SPLITS = 1024
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def choose_tile(tiles: tuple[Tile, ...], rows: int, columns: int, batches: int, multiprocessors: int) -> Tile:
+    """The tile with the least predicted time for `batches` products of `rows` x `columns`.
+
+    Time is waves of blocks times the products of a block over its efficiency: tiles that hang over the edge and waves
+    that leave multiprocessors idle both count.
+    """
+    def time(tile: Tile) -> float:
+        blocks = ceil_div(rows, tile.bm) * ceil_div(columns, tile.bn) * batches
+        # While there is less than a wave, what counts is the time of one block.
+        waves = max(blocks / (multiprocessors * RESIDENT), 1.0)
+        return waves * tile.bm * tile.bn / tile.efficiency
+
+    return min(tiles, key=time)
+
+
+def choose_splits(tile: Tile, rows: int, columns: int, groups: int, depth: int,
+                  multiprocessors: int) -> tuple[int, int]:
+    """Into how many splits the depth of a weight gradient is cut, and how deep each is: a multiple of the tile's."""
+    blocks = ceil_div(rows, tile.bm) * ceil_div(columns, tile.bn) * groups
+    wanted = ceil_div(multiprocessors * RESIDENT, blocks)
+    splits = max(1, min(wanted, depth // LEAST_CHUNK, MOST_SPLITS, 65535 // groups))
+    chunk = max(ceil_div(ceil_div(depth, splits), tile.bk), 1) * tile.bk
+    return max(ceil_div(depth, chunk), 1), chunk

@@ -1,0 +1,43 @@
+"""Arrays decide the backend: those on a GPU run there, those in host memory on the CPU."""
+
+from __future__ import annotations
+
+import marshal
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import Array, check_same_place
+from fastconv.backends import _cpu, cpu
+
+
+def backend(op: str, *arrays: tuple[str, Array | None]) -> ModuleType:
+    """The backend for arrays given with their names; TypeError if they lie in several places."""
+    if not check_same_place(op, *arrays):
+        return cpu
+    from fastconv.backends import cuda
+
+    return cuda
+
+
+def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None) -> Any:
+    """What two calls have in common that need the same checks and the same plan; see `fastconv.backends._cpu.call_key`.
+
+    For arrays on a GPU too.
+    """
+    if isinstance(a, np.ndarray):
+        return _cpu.call_key(options, a, b, c)
+    try:
+        # 1, 1.0 and True are equal and hash alike; as bytes they differ. Version 2 writes equal objects alike.
+        return marshal.dumps(options, 2), _layout(a), _layout(b), _layout(c)
+    except (AttributeError, ValueError, TypeError):  # no arrays, or options of the user's own classes
+        return None
+
+
+def _layout(x: Any) -> Any:
+    if x is None:
+        return None
+    if isinstance(x, np.ndarray):
+        raise TypeError  # mixed: the checks find the words
+    return type(x), x.shape, x.strides, x.dtype.char

@@ -1,0 +1,207 @@
+"""The door to the GPU: which arrays are let in, what is said where there is no GPU; that the emulator sees mistakes."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
+from cuda_emulator.array import FUNCTIONS, UFUNCS
+from test_backends import ORACLES, positional
+
+from fastconv import functional
+from fastconv.arrays import as_array, check_out, empty, memory_order, on_device
+from fastconv.backends import cuda, reference
+from fastconv.backends.cuda import device as backend
+from fastconv.backends.cuda.device import Kernel
+
+HAS_CUPY = importlib.util.find_spec("cupy") is not None
+
+
+@pytest.mark.parametrize("name", sorted(cuda.__all__))
+def test_signatures_are_those_of_the_reference(name):
+    assert name in set(reference.__all__) - ORACLES
+    assert positional(getattr(cuda, name)) == positional(getattr(reference, name))
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------------
+
+
+class Foreign:
+    """An array of another library on the GPU."""
+
+    device = "cuda:0"
+
+    def __init__(self, x):
+        self.owner = x
+        self.__cuda_array_interface__ = x.__cuda_array_interface__
+
+
+def test_arrays_of_the_provider_are_taken_as_they_are():
+    x = device(np.ones((2, 3), np.float32))
+    with emulated():
+        assert as_array(x, "x") is x
+        assert on_device(x)
+    assert not on_device(host(x))
+
+
+def test_the_interface_is_shared():
+    x = device(np.arange(24, dtype=np.float64).reshape(2, 3, 4).transpose(2, 0, 1))
+    with emulated():
+        view = as_array(Foreign(x), "x")
+    assert isinstance(view, DeviceArray)
+    np.testing.assert_array_equal(host(view), host(x))
+    host(view)[0, 1, 2] = -5
+    assert host(x)[0, 1, 2] == -5
+
+
+def test_outputs_on_the_device():
+    x = device(np.ones((2, 3, 4, 5), np.float32))
+    with emulated():
+        y = empty((2, 3, 4, 5), np.float32, "channels_last", like=x)
+        assert isinstance(y, DeviceArray)
+        assert memory_order(y) == "channels_last"
+        assert check_out(y, (2, 3, 4, 5), np.float32, inputs=[x]) is y
+        with pytest.raises(ValueError, match="shares memory"):
+            check_out(x, (2, 3, 4, 5), np.float32, inputs=[x])
+        with pytest.raises(TypeError, match="out is on the GPU and an input in host memory"):
+            check_out(y, (2, 3, 4, 5), np.float32, inputs=[host(x)])
+
+
+NO_GPU = """
+import sys
+if {blocked}: sys.modules["cupy"] = None
+import numpy as np, fastconv.functional as F
+
+class Foreign:
+    device = "cuda:0"
+    __cuda_array_interface__ = dict(shape=(1, 1, 3, 3), typestr="<f4", data=(0, False), version=3, strides=None)
+
+x = np.ones((1, 1, 3, 3), np.float32)
+print(F.conv(x, x).item())
+try:
+    F.conv(Foreign(), x)
+except TypeError as error:
+    print(error)
+"""
+
+
+needs_cupy = pytest.mark.skipif(not HAS_CUPY, reason="no CuPy")
+
+
+@pytest.mark.parametrize("blocked", [True, pytest.param(False, marks=needs_cupy)])
+def test_without_a_gpu_the_rest_works_and_the_error_says_what_to_install(blocked):
+    program = [sys.executable, "-W", "ignore", "-c", NO_GPU.format(blocked=blocked)]
+    one, error = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert one == "9.0"
+    if blocked or "finds no GPU" in error:
+        assert 'pip install "fastconv[cuda13]"' in error
+        assert "input is a __main__.Foreign on device cuda:0" in error
+
+
+@needs_cupy
+def test_what_stands_for_cupy_can_do_no_more_than_cupy():
+    import cupy
+
+    for name in FUNCTIONS.keys() | UFUNCS:
+        assert hasattr(cupy, name), name
+
+
+def test_what_stands_for_cupy_refuses_what_cupy_refuses():
+    x = device(np.ones(3, np.float32))
+    with pytest.raises(TypeError, match="Implicit conversion"):
+        np.asarray(x)
+    with pytest.raises(TypeError, match=r"numpy\.ndarray"):
+        x + np.ones(3, np.float32)
+    with pytest.raises(AssertionError, match="where"):
+        np.add(x, x, where=x > 0)
+    with pytest.raises(AssertionError, match="not in the list"):
+        np.convolve(x, x)
+
+
+# ---- the emulator ------------------------------------------------------------------------------------------------
+
+SUM_BLOCK = """
+#include "prim.cuh"
+extern "C" __global__ void sum(const float *x, float *y, const int n) {{
+  FC_SMEM(memory);
+  float *s = reinterpret_cast<float *>(memory);
+  {write}
+  {barrier}
+  float total = 0;
+  for (int i = 0; i < n; i++) total += s[(threadIdx.x + i) % n];
+  y[threadIdx.x] = total;
+}}
+FC_EXPORT(sum)
+"""
+WRITE = "s[threadIdx.x] = x[threadIdx.x];"
+ASYNC = "fc::cp_async16(&s[threadIdx.x * 4 % n], &x[threadIdx.x * 4 % n], true); fc::cp_commit(); {wait}"
+
+
+def run_planted(monkeypatch, flags, write=WRITE, barrier="__syncthreads();", n=64, args=None):
+    """Run a small kernel, perhaps with a mistake in it; the result that is right is 64 times 64."""
+    text = SUM_BLOCK.format(write=write, barrier=barrier).replace('#include "prim.cuh"', (
+        backend._SOURCES / "prim.cuh").read_text())
+    monkeypatch.setattr(backend, "source_text", lambda name: text)
+    kernel = Kernel(f"planted{abs(hash(text))}.cu", "sum", (("FC_DTYPE", 0),))
+    x, y = device(np.ones(n, np.float32)), device(np.zeros(n, np.float32))
+    with emulated(flags) as provider:
+        provider.launch(kernel, (1,), (n,), args or (x, y, np.int32(n)), n * 4)
+    return host(y)
+
+
+@pytest.mark.parametrize("flags", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_right_kernel_is_right(monkeypatch, flags):
+    assert (run_planted(monkeypatch, flags) == 64).all()
+    assert (run_planted(monkeypatch, flags, ASYNC.format(wait="fc::cp_wait<0>();")) == 64).all()
+
+
+@pytest.mark.parametrize("flags", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_missing_barrier_shows(monkeypatch, flags):
+    assert not (run_planted(monkeypatch, flags, barrier="") == 64).all()
+
+
+def test_a_missing_wait_shows_where_copies_land_late(monkeypatch):
+    assert np.isnan(run_planted(monkeypatch, 0, ASYNC.format(wait=""))).any()
+
+
+@pytest.mark.parametrize(("planted", "message"), [
+    ("if (threadIdx.x < 40) __syncthreads(); else __syncwarp();", "deadlock"),
+    ("if (threadIdx.x % 2) __syncwarp(); else __shfl_xor_sync(~0u, 1, 1);", "divergent warp"),
+    ("unsigned r[4]; fc::ldmatrix_x4(r, &s[1]);", "not a multiple of 16 bytes"),
+    ("fc::cp_async16(&s[1], &x[0], true);", "not a multiple of the size"),
+])
+def test_mistakes_are_reported(monkeypatch, planted, message):
+    with pytest.raises(RuntimeError, match=message):
+        run_planted(monkeypatch, 0, WRITE + planted)
+
+
+def test_arguments_of_another_size_are_reported(monkeypatch):
+    x, y = device(np.ones(64, np.float32)), device(np.zeros(64, np.float32))
+    with pytest.raises(RuntimeError, match="argument 2 has another size"):
+        run_planted(monkeypatch, 0, args=(x, y, np.int64(64)))
+    with pytest.raises(RuntimeError, match="their number differs"):
+        run_planted(monkeypatch, 0, args=(x, y))
+    with pytest.raises(TypeError, match="handed a int"):
+        run_planted(monkeypatch, 0, args=(x, y, 64))
+
+
+# ---- what the host costs -----------------------------------------------------------------------------------------
+
+
+def test_the_host_takes_less_than_20_us_for_a_call():
+    import time
+
+    x, w = device(np.ones((1, 8, 14, 14), np.float32)), device(np.ones((8, 8, 3, 3), np.float32))
+    with emulated(null=True):
+        functional.conv(x, w, padding=1)
+        best = min(_seconds(lambda: functional.conv(x, w, padding=1), time.perf_counter) for _ in range(20))
+    assert best < 20e-6, f"{best * 1e6:.1f} µs"
+
+
+def _seconds(call, clock, times=100):
+    start = clock()
+    for _ in range(times):
+        call()
+    return (clock() - start) / times

@@ -1,0 +1,31 @@
+"""Every form of every kernel compiles for the GPUs that there are, with NVRTC, which needs none: no spill, no stack."""
+
+import pytest
+from cuda_kernels import every, name_of
+from nvrtc import compile_source
+
+from fastconv.backends.cuda.device import source_text
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
+# Registers per thread: with 256 threads of 128 registers, two blocks fit a multiprocessor of 65536.
+CEILING = 128
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kernel", every(), ids=name_of)
+def test_compiles_without_spills(kernel, architecture):
+    usage = compile_source(source_text(kernel.source), architecture, kernel.defines).usage[kernel.name]
+    assert usage.stack == 0
+    assert usage.spilled == 0
+    assert usage.registers <= CEILING
+
+
+def test_a_mistake_is_reported():
+    with pytest.raises(AssertionError, match="identifier \"y\" is undefined"):
+        compile_source('extern "C" __global__ void f(float *x) { x[0] = y; }', "sm_90")
+
+
+def test_a_stack_is_reported():
+    source = 'extern "C" __global__ void f(float *x, int n) { float a[64]; for (int i = 0; i < 64; i++) a[i] = x[i];' \
+             ' x[0] = a[n] + a[n / 2]; }'
+    assert compile_source(source, "sm_90").usage["f"].stack > 0
