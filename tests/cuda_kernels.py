@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from fastconv.backends.cuda import tiles
-from fastconv.backends.cuda.conv import DTYPES
+from fastconv.backends.cuda.conv import DTYPES, TAPS
 from fastconv.backends.cuda.device import Kernel
 
 
@@ -21,6 +21,19 @@ def every() -> list[Kernel]:
                 Kernel("weight_grad_simt.cu", "weight_grad_simt",
                        (number, *tile.defines, ("DY_PIXELS_FAST", first), ("IN_PIXELS_FAST", second)))]
         kernels.append(Kernel("weight_grad_finish.cu", "weight_grad_finish", (number,)))
+        kernels += [Kernel("conv_direct.cu", "conv_direct", (number, ("CHANNELS_FAST", fast))) for fast in (0, 1)]
+        kernels += [Kernel("weight_grad_direct.cu", "weight_grad_direct", (number, ("LANES", lanes), ("TAPS", taps)))
+                    for lanes, taps in itertools.product((1, 32), TAPS)]
+        for fast, index in itertools.product((0, 1), ("int", "int64")):
+            form = (("CHANNELS_FAST", fast), ("LANES", 1), ("INDEX", index))
+            shared = (("CHANNELS_FAST", 0), ("LANES", 32), ("INDEX", index))
+            kernels += [Kernel("pool.cu", name, (number, (name.upper(), 1), *form))
+                        for name in ("max_pool", "sum_pool", "sum_pool_grad", "gather")]
+            kernels += [Kernel("pool.cu", name, (number, (name.upper(), 1), *shared))
+                        for name in ("max_pool", "sum_pool") if not fast]
+        kernels += [Kernel("pool.cu", "scatter", (
+            number, ("SCATTER", 1), ("CHANNELS_FAST", 0), ("LANES", 1), ("INDEX", "int64"), ("ADDS", adds)))
+            for adds in (0, 1)]
     return kernels
 
 

@@ -22,7 +22,7 @@ from fastconv.backends.cuda import tiles
 
 LONG = os.environ.get("FASTCONV_LONG", "") not in ("", "0")
 DTYPES = ("float32", "float64")
-ALGORITHMS = {dtype: ["auto", *(f"simt {t.name}" for t in tiles.SIMT[dtype])] for dtype in DTYPES}
+ALGORITHMS = {dtype: ["auto", "direct", *(f"simt {t.name}" for t in tiles.SIMT[dtype])] for dtype in DTYPES}
 
 
 def run(op, case, x, w, b, dy, algorithm, out):
@@ -198,3 +198,22 @@ def test_guards_work():
     _, view = allocate((1, 2, 3), np.float32, "channel_slice", 0)
     array = DeviceArray(view)
     assert array.data.ptr == view.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+def test_a_depthwise_convolution_is_direct_and_its_weight_gradient_split(order):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 6, 40, 41)).astype(np.float32), rng.standard_normal((6, 1, 3, 5)).astype(np.float32)
+    x, dy = laid_out(x, "float32", order), laid_out(rng.standard_normal(x.shape), "float32", order)
+    options = {"padding": (1, 2), "groups": 6}
+    with emulated() as provider:
+        y = functional.conv(device(x), device(w), **options)
+        dw = functional.conv_weight_grad(device(x), w.shape, device(dy), **options)
+    forward, backward, finish = provider.launched
+    assert forward.kernel.name == "conv_direct"
+    assert backward.kernel.name == "weight_grad_direct"
+    assert backward.grid[2] > 1
+    assert backward.grid[1] == 2  # of 15 taps, 9 at once
+    assert finish.kernel.name == "weight_grad_finish"
+    assert_close(host(y), functional.conv(x, w, **options), 15)
+    assert_close(host(dw), functional.conv_weight_grad(x, w.shape, dy, **options), 3280)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, overload
 
-from fastconv.arrays import Array, as_array, as_indices, check_out
-from fastconv.backends import cpu, reference
+from fastconv.arrays import Array, as_array, as_indices, check_out, on_device
+from fastconv.backends import reference, select
 from fastconv.config import settings
 from fastconv.problem import (
     PoolProblem,
@@ -35,9 +35,10 @@ Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _backend() -> ModuleType:
-    """The compiled pools, unless the reference is forced."""
-    return reference if settings().algorithm == "reference" else cpu
+def _backend(op: str, **arrays: Array) -> ModuleType:
+    """The pools for arrays given by name: on the CPU the compiled ones, unless the reference is forced."""
+    backend = select.backend(op, *arrays.items())
+    return reference if backend is select.cpu and settings().algorithm == "reference" else backend
 
 
 def _by_ndim(function: F) -> tuple[F, F, F]:
@@ -103,7 +104,7 @@ def _positions(op: str, indices: object, alone: bool, shape: tuple[int, ...] | N
     if shape is not None and array.shape != shape:
         raise ValueError(f"{op}: indices have shape {array.shape}, but {shape} is needed, the shape of the pooled "
                          "array. Hint: pass the indices that max_pool(..., return_indices=True) returned")
-    if array.size and _backend() is reference:
+    if array.size and not on_device(array) and _backend(op, indices=array) is reference:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= plane:
             raise ValueError(f"{op}: indices are between {low} and {high}, but positions in a plane of {plane} "
@@ -118,7 +119,8 @@ def _whole(input_size: Sequence[int], alone: bool) -> Any:
 
 def _pooled(problem: PoolProblem, x: Array, alone: bool, indices: bool, out: Array | None, op: str) -> Any:
     """Run a max pool; the result is y or (y, indices)."""
-    y, positions = _backend().max_pool(problem, x, indices, out=_checked(out, problem.y_shape, problem, op, x))
+    out = _checked(out, problem.y_shape, problem, op, x)
+    y, positions = _backend(op, input=x).max_pool(problem, x, indices, out=out)
     if alone:
         y, positions = y[0], positions if positions is None else positions[0]
     return (y, positions) if indices else y
@@ -210,7 +212,7 @@ def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int
     out = _out(out, ndim, op)
     problem = indexed_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
     positions = _positions(op, indices, alone, dy.shape, math.prod(problem.in_size))
-    dx = _backend().max_pool_grad(problem, dy, positions,
+    dx = _backend(op, grad_output=dy, indices=positions).max_pool_grad(problem, dy, positions,
                                   out=_checked(out, problem.x_shape, problem, op, dy, positions))
     return cast(Array, dx[0] if alone else dx)
 
@@ -256,7 +258,7 @@ def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, ndim=ndim,
                            op=op, out=out)
-    y = _backend().avg_pool(problem, x, _divisor(divisor_override, op),
+    y = _backend(op, input=x).avg_pool(problem, x, _divisor(divisor_override, op),
                             out=_checked(out, problem.y_shape, problem, op, x))
     return cast(Array, y[0] if alone else y)
 
@@ -292,7 +294,7 @@ def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: S
     out = _out(out, ndim, op)
     problem = pool_grad_problem(_whole(input_size, alone), dy, kernel_size, stride, padding, dilation, ceil_mode,
                                 count_include_pad, ndim=ndim, op=op, out=out)
-    dx = _backend().avg_pool_grad(problem, dy, _divisor(divisor_override, op),
+    dx = _backend(op, grad_output=dy).avg_pool_grad(problem, dy, _divisor(divisor_override, op),
                                   out=_checked(out, problem.x_shape, problem, op, dy))
     return cast(Array, dx[0] if alone else dx)
 
@@ -335,7 +337,7 @@ def lp_pool(input: object, norm_type: float, kernel_size: Sizes, stride: Sizes |
     p = _exponent(norm_type, op)
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
-    y = _backend().lp_pool(problem, x, p, out=_checked(out, problem.y_shape, problem, op, x))
+    y = _backend(op, input=x).lp_pool(problem, x, p, out=_checked(out, problem.y_shape, problem, op, x))
     return cast(Array, y[0] if alone else y)
 
 
@@ -371,7 +373,7 @@ def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: 
     dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
     y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
     out = _checked(_out(out, ndim, op), problem.x_shape, problem, op, x, y, dy)
-    dx = _backend().lp_pool_grad(problem, x, y, dy, p, out=out)
+    dx = _backend(op, input=x, output=y, grad_output=dy).lp_pool_grad(problem, x, y, dy, p, out=out)
     return cast(Array, dx[0] if alone else dx)
 
 
@@ -400,7 +402,7 @@ def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | N
     x, ndim, alone, op = _input(input, ndim, "adaptive_avg_pool")
     out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
-    y = _backend().avg_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
+    y = _backend(op, input=x).avg_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
     return cast(Array, y[0] if alone else y)
 
 
@@ -430,7 +432,7 @@ def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, nd
     dy, ndim, alone, op = _input(grad_output, ndim, "adaptive_avg_pool_grad", "grad_output")
     out = _out(out, ndim, op)
     problem = adaptive_pool_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
-    dx = _backend().avg_pool_grad(problem, dy, out=_checked(out, problem.x_shape, problem, op, dy))
+    dx = _backend(op, grad_output=dy).avg_pool_grad(problem, dy, out=_checked(out, problem.x_shape, problem, op, dy))
     return cast(Array, dx[0] if alone else dx)
 
 
@@ -541,7 +543,7 @@ def max_unpool(input: object, indices: object, kernel_size: Sizes, stride: Sizes
     out = _out(out, ndim, op)
     problem = unpool_problem(x, kernel_size, stride, padding, output_size, ndim=ndim, op=op, out=out)
     positions = _positions(op, indices, alone, x.shape, math.prod(problem.in_size))
-    y = _backend().max_unpool(problem, x, positions,
+    y = _backend(op, input=x, indices=positions).max_unpool(problem, x, positions,
                               out=_checked(out, problem.x_shape, problem, op, x, positions))
     return cast(Array, y[0] if alone else y)
 
@@ -572,7 +574,7 @@ def max_unpool_grad(grad_output: object, indices: object, *, ndim: int | None = 
     out = _out(out, ndim, op)
     positions = _positions(op, indices, alone, None, math.prod(dy.shape[2:]))
     problem = unpool_grad_problem(dy, positions.shape, ndim=ndim, op=op, out=out)
-    dx = _backend().max_unpool_grad(problem, dy, positions,
+    dx = _backend(op, grad_output=dy, indices=positions).max_unpool_grad(problem, dy, positions,
                                     out=_checked(out, problem.y_shape, problem, op, dy, positions))
     return cast(Array, dx[0] if alone else dx)
 

@@ -128,6 +128,20 @@ inline unsigned __match_any_sync(unsigned, long long v) {
   emu::warp_op<EmuMatch, emu_match>("__match_any_sync", a);
   return a.same;
 }
+struct EmuBallot {
+  bool vote;
+  unsigned all;
+};
+inline void emu_ballot(EmuBallot **lanes) {
+  unsigned all = 0;
+  for (int l = 0; l < 32; l++) all |= unsigned(lanes[l]->vote) << l;
+  for (int l = 0; l < 32; l++) lanes[l]->all = all;
+}
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  EmuBallot a{vote, 0};
+  emu::warp_op<EmuBallot, emu_ballot>("__ballot_sync", a);
+  return a.all;
+}
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int __clz(int v) { return v ? __builtin_clz(unsigned(v)) : 32; }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }

@@ -19,7 +19,7 @@ from fastconv.problem import ConvProblem
 
 Array = Any  # of the provider
 
-ALGORITHMS = ("auto", "simt")
+ALGORITHMS = ("auto", "direct", "simt")
 """What a call may ask for; "simt 64x64" forces a tile too."""
 
 # FC_DTYPE of prim.cuh, and the bytes of what sums are taken in.
@@ -33,6 +33,11 @@ LATTICE = np.dtype([
     ("tap_at", np.int32, 3), ("tap_step", np.int32, 3),
     ("batch", np.int32), ("groups", np.int32), ("in_channels", np.int32), ("out_channels", np.int32)], align=True)
 DIGITS = np.dtype([("v", np.int32, 4)])
+
+# Groups of at most this many channels run without tiles.
+NARROW_GROUP = 8
+# Taps that a thread of the direct weight gradient sums at once.
+TAPS = (1, 3, 9)
 
 # Positions are added in 32 bits, beside one that lies outside of everything (FC_OUTSIDE).
 MOST_POSITIONS = 2**28
@@ -150,16 +155,35 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         If the GPU backend has no such algorithm, or it cannot run this problem.
     """
     name, _, tile = algorithm.partition(" ")
-    if name not in ALGORITHMS or (tile and tile not in [t.name for t in tiles.SIMT[problem.dtype]]):
+    if name not in ALGORITHMS or (tile and name == "simt" and tile not in [t.name for t in tiles.SIMT[problem.dtype]]):
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
                          f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
     _check_sizes(problem, op)
+    if name == "auto":
+        name = "direct" if _narrow(problem) else "simt"
     if op == "conv_weight_grad":
-        return _weight_grad_plan(problem, tile, multiprocessors)
+        first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
+                         else _weight_grad_simt(problem, tile, multiprocessors))
+        return _weight_grad_plan(problem, name, first, splits)
     parts, covers = ((lattice.forward(problem),), True) if op == "conv" else lattice.input_grad(problem)
-    launches = tuple(_simt(part, problem.dtype, relu, tile, multiprocessors) for part in parts
-                     if part.batch and math.prod(part.out_size))
-    return Plan(problem, op, "simt", launches, covers, relu)
+    launches = tuple(_direct(part, problem.dtype, relu) if name == "direct"
+                     else _simt(part, problem.dtype, relu, tile, multiprocessors)
+                     for part in parts if part.batch and math.prod(part.out_size))
+    return Plan(problem, op, name, launches, covers, relu)
+
+
+def _narrow(problem: ConvProblem) -> bool:
+    """Whether groups are so narrow that most of a tile would be empty."""
+    widest = max(problem.in_channels, problem.out_channels) // problem.groups
+    return problem.groups > 1 and widest <= NARROW_GROUP
+
+
+def _direct(part: Lattice, dtype: str, relu: bool) -> Launch:
+    channels_fast = abs(part.out_strides[1]) < abs(part.out_strides[4])
+    kernel = Kernel("conv_direct.cu", "conv_direct", (
+        ("FC_DTYPE", DTYPES[dtype][0]), ("CHANNELS_FAST", int(channels_fast))))
+    outputs = part.batch * math.prod(part.out_size) * part.groups * part.out_channels
+    return Launch(kernel, (ceil_div(outputs, 256),), (256,), (_structure(part), np.int32(relu)), 0)
 
 
 def _tile(dtype: str, name: str, rows: int, columns: int, batches: int, multiprocessors: int) -> Tile:
@@ -190,27 +214,48 @@ def _smem(tile: Tile, size: int, tables: int) -> int:
     return 2 * tile.bk * (tile.bm + tile.bn + 2 * pack) * size + tables
 
 
-def _weight_grad_plan(problem: ConvProblem, tile_name: str, multiprocessors: int) -> Plan:
+def _weight_grad_simt(problem: ConvProblem, tile_name: str, multiprocessors: int) -> tuple[Launch, int]:
     part = lattice.forward(problem)
     code, size = DTYPES[problem.dtype]
     width = part.in_channels * problem.taps
     depth = part.batch * math.prod(part.out_size)
     tile = _tile(problem.dtype, tile_name, part.out_channels, width, part.groups, multiprocessors)
-    splits, chunk = tiles.choose_splits(tile, part.out_channels, width, part.groups, depth, multiprocessors)
+    blocks = ceil_div(part.out_channels, tile.bm) * ceil_div(width, tile.bn) * part.groups
+    splits, chunk = tiles.split(depth, tile.bk, blocks, part.groups, multiprocessors)
     s = _structure(part)
     _, height, breadth = part.out_size
-    depth_height = _digits(tile.bk, breadth, height, part.out_size[0])
     kernel = Kernel("weight_grad_simt.cu", "weight_grad_simt", (
         ("FC_DTYPE", code), *tile.defines,
         ("DY_PIXELS_FAST", int(_pixels_fast(part.out_strides, part.out_channels))),
         ("IN_PIXELS_FAST", int(_pixels_fast(part.in_strides, part.in_channels)))))
     grid = ceil_div(width, tile.bn), ceil_div(part.out_channels, tile.bm), part.groups * splits
-    first = Launch(kernel, grid, (tile.threads,), (s, depth_height, np.int32(splits), np.int64(chunk)),
-                   _smem(tile, size, tile.bn * 24 + 2 * tile.bk * 32))
-    weights = problem.out_channels * width
-    finish = Launch(Kernel("weight_grad_finish.cu", "weight_grad_finish", (("FC_DTYPE", code),)),
-                    (ceil_div(weights, 256),), (256,), (s, np.int32(splits)), 0)
-    return Plan(problem, "conv_weight_grad", "simt", (first, finish), sums=splits * weights)
+    args = (s, _digits(tile.bk, breadth, height, part.out_size[0]), np.int32(splits), np.int64(chunk))
+    return Launch(kernel, grid, (tile.threads,), args, _smem(tile, size, tile.bn * 24 + 2 * tile.bk * 32)), splits
+
+
+def _weight_grad_direct(problem: ConvProblem, multiprocessors: int) -> tuple[Launch, int]:
+    part = lattice.forward(problem)
+    code, size = DTYPES[problem.dtype]
+    pairs = problem.out_channels * part.in_channels
+    lanes = 1 if _pixels_fast(part.in_strides, problem.in_channels) else 32
+    taps = next((t for t in TAPS if t >= problem.taps), TAPS[-1])
+    across = ceil_div(pairs, lanes), ceil_div(problem.taps, taps)
+    depth = part.batch * math.prod(part.out_size)
+    splits, chunk = tiles.split(depth, 256 // lanes, across[0] * across[1], 1, multiprocessors)
+    kernel = Kernel("weight_grad_direct.cu", "weight_grad_direct", (
+        ("FC_DTYPE", code), ("LANES", lanes), ("TAPS", taps)))
+    _, height, breadth = part.out_size
+    args = _structure(part), _digits(256 // lanes, breadth, height, part.out_size[0]), np.int64(chunk)
+    return Launch(kernel, (*across, splits), (256,), args, 256 * size), splits
+
+
+def _weight_grad_plan(problem: ConvProblem, algorithm: str, first: Launch, splits: int) -> Plan:
+    """The sums of `first`, and what adds them."""
+    part = lattice.forward(problem)
+    weights = problem.out_channels * part.in_channels * problem.taps
+    finish = Launch(Kernel("weight_grad_finish.cu", "weight_grad_finish", (("FC_DTYPE", DTYPES[problem.dtype][0]),)),
+                    (ceil_div(weights, 256),), (256,), (_structure(part), np.int32(splits)), 0)
+    return Plan(problem, "conv_weight_grad", algorithm, (first, finish), sums=splits * weights)
 
 
 class Run:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -166,8 +166,8 @@ _caches: list[Any] = []
 
 
 def cached(function: Any) -> Any:
-    """`functools.cache` for what lies on the GPU: emptied when the provider changes."""
-    result = cache(function)
+    """`functools.lru_cache` for what lies on the GPU: emptied when the provider changes."""
+    result = lru_cache(1024)(function)
     _caches.append(result)
     return result
 

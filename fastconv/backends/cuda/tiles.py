@@ -67,11 +67,12 @@ def choose_tile(tiles: tuple[Tile, ...], rows: int, columns: int, batches: int, 
     return min(tiles, key=time)
 
 
-def choose_splits(tile: Tile, rows: int, columns: int, groups: int, depth: int,
-                  multiprocessors: int) -> tuple[int, int]:
-    """Into how many splits the depth of a weight gradient is cut, and how deep each is: a multiple of the tile's."""
-    blocks = ceil_div(rows, tile.bm) * ceil_div(columns, tile.bn) * groups
-    wanted = ceil_div(multiprocessors * RESIDENT, blocks)
+def split(depth: int, step: int, blocks: int, groups: int, multiprocessors: int) -> tuple[int, int]:
+    """Into how many splits the depth of a weight gradient is cut, and how deep each is: a multiple of `step`.
+
+    As many as fill the GPU, if one split has `blocks` blocks, and as the third axis of a grid holds.
+    """
+    wanted = ceil_div(multiprocessors * RESIDENT, max(blocks, 1))
     splits = max(1, min(wanted, depth // LEAST_CHUNK, MOST_SPLITS, 65535 // groups))
-    chunk = max(ceil_div(ceil_div(depth, splits), tile.bk), 1) * tile.bk
+    chunk = max(ceil_div(ceil_div(depth, splits), step), 1) * step
     return max(ceil_div(depth, chunk), 1), chunk
