@@ -8,6 +8,8 @@ from fastconv.backends.cuda import tiles
 from fastconv.backends.cuda.conv import DTYPES, TAPS
 from fastconv.backends.cuda.device import Kernel
 
+KINDS = (-1, 0, 1, 2)
+
 
 def every() -> list[Kernel]:
     """All that the host code can ask for."""
@@ -27,10 +29,13 @@ def every() -> list[Kernel]:
         for fast, index in itertools.product((0, 1), ("int", "int64")):
             form = (("CHANNELS_FAST", fast), ("LANES", 1), ("INDEX", index))
             shared = (("CHANNELS_FAST", 0), ("LANES", 32), ("INDEX", index))
-            kernels += [Kernel("pool.cu", name, (number, (name.upper(), 1), *form))
-                        for name in ("max_pool", "sum_pool", "sum_pool_grad", "gather")]
-            kernels += [Kernel("pool.cu", name, (number, (name.upper(), 1), *shared))
-                        for name in ("max_pool", "sum_pool") if not fast]
+            kernels += [Kernel("pool.cu", name, (number, (name.upper(), 1), *form)) for name in ("max_pool", "gather")]
+            kernels += [Kernel("pool.cu", name, (number, (name.upper(), 1), *form, ("KIND", kind)))
+                        for name, kind in itertools.product(("sum_pool", "sum_pool_grad"), KINDS)]
+            if not fast:
+                kernels.append(Kernel("pool.cu", "max_pool", (number, ("MAX_POOL", 1), *shared)))
+                kernels += [Kernel("pool.cu", "sum_pool", (number, ("SUM_POOL", 1), *shared, ("KIND", kind)))
+                            for kind in KINDS]
         kernels += [Kernel("pool.cu", "scatter", (
             number, ("SCATTER", 1), ("CHANNELS_FAST", 0), ("LANES", 1), ("INDEX", "int64"), ("ADDS", adds)))
             for adds in (0, 1)]

@@ -3,7 +3,7 @@
 #include "prim.cuh"
 #include "lattice.cuh"
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 3)
     conv_direct(const element *__restrict__ in, const element *__restrict__ w, const element *__restrict__ bias,
                 const element *__restrict__ add, element *__restrict__ out, const Lattice l, const int relu) {
   const int64 pixels = (int64)l.batch * l.out_size[0] * l.out_size[1] * l.out_size[2];

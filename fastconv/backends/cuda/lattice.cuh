@@ -32,6 +32,14 @@ __device__ __forceinline__ Digits to_digits(int64 n, int r0, int r1, int r2) {
   d.v[3] = (int)n;
   return d;
 }
+__device__ __forceinline__ Digits to_small_digits(int n, int r0, int r1, int r2) {
+  Digits d;
+  d.v[0] = n % r0, n /= r0;
+  d.v[1] = n % r1, n /= r1;
+  d.v[2] = n % r2;
+  d.v[3] = n / r2;
+  return d;
+}
 
 // Where something starts in an array, and its position along the spatial axes.
 struct Place {

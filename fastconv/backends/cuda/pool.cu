@@ -43,9 +43,18 @@ __device__ __forceinline__ Window window_of(const Pool &p, const int *tables, in
   Window w = {t[o], t[n + o], t[2 * n + o], t[3 * n + o]};
   return w;
 }
-__device__ __forceinline__ real power(real x, real p, int kind) { // kind: p, if it is 1 or 2, else 0
-  return kind == 1 ? x : kind == 2 ? x * x : pow(x, p);
+// KIND says what a sum is of: -1 an average, else of powers p: KIND is p if that is 1 or 2, else 0.
+#ifdef KIND
+__device__ __forceinline__ real power(real x, real p) {
+#if KIND == 0
+  return pow(x, p);
+#elif KIND == 2
+  return x * x;
+#else
+  return x;
+#endif
 }
+#endif
 
 #if LANES == 32
 #define SHARE(i) (i / 32)
@@ -65,7 +74,7 @@ __device__ __forceinline__ bool better(const Best &a, const Best &b) { // whethe
   return a.value > b.value || (a.value == b.value && a.at < b.at);
 }
 #ifdef MAX_POOL
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     max_pool(const element *__restrict__ x, element *__restrict__ y, int64 *__restrict__ indices,
              const int *__restrict__ tables, const Pool p) {
   const INDEX outputs = (INDEX)p.batch * p.channels * p.out_size[0] * p.out_size[1] * p.out_size[2];
@@ -98,11 +107,11 @@ extern "C" __global__ void __launch_bounds__(256)
 FC_EXPORT(max_pool)
 #endif
 
-// ---- sums: averages (kind -1) and Lp norms --------------------------------------------------------------------------
+// ---- sums: averages and Lp norms ------------------------------------------------------------------------------------
 #ifdef SUM_POOL
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     sum_pool(const element *__restrict__ x, element *__restrict__ y, const int *__restrict__ tables, const Pool p,
-             const int kind, const double exponent, const double divisor, const double volume) {
+             const real exponent, const real divisor, const real volume) {
   const INDEX outputs = (INDEX)p.batch * p.channels * p.out_size[0] * p.out_size[1] * p.out_size[2];
   const INDEX i = SHARE(((INDEX)blockIdx.x * 256 + threadIdx.x));
   if (i >= outputs) return;
@@ -117,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int64 a = d.first + t / area * d.step, b = h.first + t % area / w.count * h.step,
                 c = w.first + t % w.count * w.step;
     const real v = to_real(__ldg(&x[a * p.x_strides[2] + b * p.x_strides[3] + c * p.x_strides[4]]));
-    sum += kind < 0 ? v : power(v, (real)exponent, kind);
+    sum += power(v, exponent);
   }
 #pragma unroll
   for (int mask = 16; mask; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
@@ -131,20 +140,24 @@ extern "C" __global__ void __launch_bounds__(256)
                             (h.first + (int64)b * h.step) * p.x_strides[3] + w.first * p.x_strides[4];
       for (int c = 0; c < w.count; c++) {
         const real v = to_real(__ldg(&from[(int64)c * w.step * p.x_strides[4]]));
-        row += kind < 0 ? v : power(v, (real)exponent, kind);
+        row += power(v, exponent);
       }
       plane += row;
     }
     sum += plane;
   }
 #endif
-  const double extent = (double)d.extent * h.extent * w.extent;
-  if (kind < 0)
-    sum /= (real)(divisor != 0 ? divisor : extent);
-  else {
-    sum *= (real)(volume / extent);
-    sum = kind == 1 ? sum : kind == 2 ? sqrt(sum) : pow(sum, (real)(1 / exponent));
-  }
+  const real extent = (real)d.extent * (real)h.extent * (real)w.extent;
+#if KIND < 0
+  sum /= divisor != real(0) ? divisor : extent;
+#else
+  sum *= volume / extent;
+#if KIND == 2
+  sum = sqrt(sum);
+#elif KIND == 0
+  sum = pow(sum, real(1) / exponent);
+#endif
+#endif
   y[offset_of(p.y_strides, e)] = to_element(sum);
 }
 FC_EXPORT(sum_pool)
@@ -170,10 +183,10 @@ __device__ __forceinline__ int extent_if_inside(const Range &r, int o, int i) {
   const bool holds = from >= 0 && from % step == 0 && from / step < r.table[2 * r.outputs + o];
   return holds ? r.table[3 * r.outputs + o] : 0;
 }
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     sum_pool_grad(element *__restrict__ dx, const element *__restrict__ dy, const element *__restrict__ x,
-                  const element *__restrict__ y, const int *__restrict__ tables, const Pool p, const int kind,
-                  const double exponent, const double divisor, const double volume) {
+                  const element *__restrict__ y, const int *__restrict__ tables, const Pool p, const real exponent,
+                  const real divisor, const real volume) {
   const INDEX inputs = (INDEX)p.batch * p.channels * p.in_size[0] * p.in_size[1] * p.in_size[2];
   const INDEX i = (INDEX)blockIdx.x * 256 + threadIdx.x;
   if (i >= inputs) return;
@@ -181,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const Range d = range_of(p, tables, 0, e.at[0]), h = range_of(p, tables, 1, e.at[1]),
               w = range_of(p, tables, 2, e.at[2]);
   dy += plane_of(p.y_strides, e);
-  if (kind >= 0) y += plane_of(p.y2_strides, e);
+  if (KIND >= 0) y += plane_of(p.y2_strides, e);
   real sum = real(0);
   for (int a = d.low; a < d.high; a++) {
     const int deep = extent_if_inside(d, a, e.at[0]);
@@ -190,22 +203,22 @@ extern "C" __global__ void __launch_bounds__(256)
       for (int c = w.low; high && c < w.high; c++) {
         const int wide = extent_if_inside(w, c, e.at[2]);
         if (!wide) continue;
-        const double extent = (double)deep * high * wide;
+        const real extent = (real)deep * (real)high * (real)wide;
         const real g = to_real(__ldg(&dy[a * p.y_strides[2] + b * p.y_strides[3] + c * p.y_strides[4]]));
-        if (kind < 0) {
-          sum += g / (real)(divisor != 0 ? divisor : extent);
-        } else {
-          const real v = to_real(__ldg(&y[a * p.y2_strides[2] + b * p.y2_strides[3] + c * p.y2_strides[4]]));
-          const real root = kind == 1 ? real(1) : kind == 2 ? real(1) / v : pow(v, (real)(1 - exponent));
-          if (v != real(0)) sum += g * root * (real)(volume / extent);
-        }
+#if KIND < 0
+        sum += g / (divisor != real(0) ? divisor : extent);
+#else
+        const real v = to_real(__ldg(&y[a * p.y2_strides[2] + b * p.y2_strides[3] + c * p.y2_strides[4]]));
+        const real root = KIND == 1 ? real(1) : KIND == 2 ? real(1) / v : pow(v, real(1) - exponent);
+        if (v != real(0)) sum += g * root * (volume / extent);
+#endif
       }
     }
   }
-  if (kind > 1 || kind == 0) {
-    const real v = to_real(x[offset_of(p.x2_strides, e)]);
-    sum *= kind == 2 ? v : pow(v, (real)(exponent - 1));
-  }
+#if KIND == 0 || KIND == 2
+  const real v = to_real(x[offset_of(p.x2_strides, e)]);
+  sum *= KIND == 2 ? v : pow(v, exponent - real(1));
+#endif
   dx[offset_of(p.x_strides, e)] = to_element(sum);
 }
 FC_EXPORT(sum_pool_grad)
@@ -263,7 +276,7 @@ FC_EXPORT(scatter)
 
 // dy[o] = dx[indices[o]], or 0 for an index outside of the plane.
 #ifdef GATHER
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     gather(const element *__restrict__ dx, element *__restrict__ dy, const int64 *__restrict__ indices, const Pool p) {
   const INDEX outputs = (INDEX)p.batch * p.channels * p.out_size[0] * p.out_size[1] * p.out_size[2];
   const INDEX i = (INDEX)blockIdx.x * 256 + threadIdx.x;

@@ -42,14 +42,16 @@ def max_pool(problem: PoolProblem, x: Array, indices: bool = True, *,
 def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """y: the sum of each window over its extent, or over `divisor`."""
     y = _y_like(problem, out, x)
-    _run("SUM_POOL", "sum_pool", problem, x, y, None, None, (x, y, _tables(problem)), _sum_arguments(problem, divisor))
+    _run("SUM_POOL", "sum_pool", problem, x, y, None, None, (x, y, _tables(problem)), _sum_arguments(problem, divisor),
+         _kind(None))
     return y
 
 
 def lp_pool(problem: PoolProblem, x: Array, p: float, *, out: Array | None = None) -> Array:
     """y: the p-norm of each window, without absolute values."""
     y = _y_like(problem, out, x)
-    _run("SUM_POOL", "sum_pool", problem, x, y, None, None, (x, y, _tables(problem)), _sum_arguments(problem, p=p))
+    _run("SUM_POOL", "sum_pool", problem, x, y, None, None, (x, y, _tables(problem)), _sum_arguments(problem, p=p),
+         _kind(p))
     return y
 
 
@@ -65,7 +67,7 @@ def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *
     """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
     dx = _x_like(problem, out, dy)
     _run("SUM_POOL_GRAD", "sum_pool_grad", problem, dx, dy, None, None, (dx, dy, None, None, _tables(problem)),
-         _sum_arguments(problem, divisor))
+         _sum_arguments(problem, divisor), _kind(None))
     return dx
 
 
@@ -73,7 +75,7 @@ def lp_pool_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, p: float, 
     """dx of `lp_pool`, zero where y is zero."""
     dx = _x_like(problem, out, x)
     _run("SUM_POOL_GRAD", "sum_pool_grad", problem, dx, dy, x, y, (dx, dy, x, y, _tables(problem)),
-         _sum_arguments(problem, p=p))
+         _sum_arguments(problem, p=p), _kind(p))
     return dx
 
 
@@ -101,10 +103,14 @@ def _y_like(problem: PoolProblem, out: Array | None, like: Array) -> Array:
 
 
 def _sum_arguments(problem: PoolProblem, divisor: int | None = None, p: float | None = None) -> tuple[Any, ...]:
-    """What kernels of sums take last: the kind of power (-1: an average), the power, the divisor, the full window."""
-    kind = -1 if p is None else int(p) if p in (1, 2) else 0
-    return (np.int32(kind), np.float64(1 if p is None else p), np.float64(divisor or 0),
-            np.float64(math.prod(problem.kernel)))
+    """What kernels of sums take last: the power, the divisor (0: the extents), the size of the full window."""
+    real = np.float64 if problem.dtype == "float64" else np.float32
+    return real(1 if p is None else p), real(divisor or 0), real(math.prod(problem.kernel))
+
+
+def _kind(p: float | None) -> int:
+    """KIND of pool.cu."""
+    return -1 if p is None else int(p) if p in (1, 2) else 0
 
 
 def _strides(x: Array | None) -> tuple[int, ...]:
@@ -135,7 +141,7 @@ def _tables(problem: PoolProblem) -> Array:
 
 
 def _run(define: str, name: str, problem: PoolProblem, x: Array, y: Array, x2: Array | None, y2: Array | None,
-         arrays: tuple[Any, ...], rest: tuple[Any, ...] = ()) -> None:
+         arrays: tuple[Any, ...], rest: tuple[Any, ...] = (), kind: int | None = None) -> None:
     """Launch a kernel with a thread, or a warp, for each element of the result."""
     over_inputs = define == "SUM_POOL_GRAD"
     elements = problem.batch * problem.channels * math.prod(problem.in_size if over_inputs else problem.out_size)
@@ -146,7 +152,7 @@ def _run(define: str, name: str, problem: PoolProblem, x: Array, y: Array, x2: A
     lanes = 32 if large else 1
     kernel = Kernel("pool.cu", name, (
         ("FC_DTYPE", DTYPES[problem.dtype][0]), (define, 1), ("CHANNELS_FAST", int(channels_fast)), ("LANES", lanes),
-        ("INDEX", "int" if elements * lanes < 2**31 - 256 else "int64")))
+        ("INDEX", "int" if elements * lanes < 2**31 - 256 else "int64"), *(() if kind is None else (("KIND", kind),))))
     s = _structure(problem, _strides(x), _strides(y), _strides(x2), _strides(y2))
     provider().launch(kernel, (ceil_div(elements * lanes, 256),), (256,), (*arrays, s, *rest))
 

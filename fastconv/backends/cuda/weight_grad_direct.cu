@@ -7,7 +7,7 @@
 #define NT 256
 #define PIXELS (NT / LANES) // threads of one pair
 
-extern "C" __global__ void __launch_bounds__(NT)
+extern "C" __global__ void __launch_bounds__(NT, 2)
     weight_grad_direct(const element *__restrict__ in, const element *__restrict__ dy, real *__restrict__ sums_out,
                        const Lattice l, const Digits advance, const int64 chunk) {
   FC_SMEM(memory);
@@ -15,16 +15,15 @@ extern "C" __global__ void __launch_bounds__(NT)
   const int lane = threadIdx.x % LANES, first = threadIdx.x / LANES, tap0 = blockIdx.y * TAPS, split = blockIdx.z;
   const int64 pixels = (int64)l.batch * l.out_size[0] * l.out_size[1] * l.out_size[2];
   const int taps = l.taps[0] * l.taps[1] * l.taps[2];
-  const int64 pairs = (int64)l.groups * l.out_channels * l.in_channels, pair = (int64)blockIdx.x * LANES + lane;
-  const int64 channel = pair / l.in_channels; // of dy
-  const int c = (int)(pair % l.in_channels);
+  const int pairs = l.groups * l.out_channels * l.in_channels, pair = blockIdx.x * LANES + lane;
+  const int channel = pair / l.in_channels, c = pair % l.in_channels; // of dy, and of the group of in
   const int64 start = split * chunk, end = min(start + chunk, pixels);
 
   Place places[TAPS];
 #pragma unroll
   for (int t = 0; t < TAPS; t++) {
     if (tap0 + t < taps) {
-      Digits d = to_digits(tap0 + t, l.taps[2], l.taps[1], l.taps[0]);
+      Digits d = to_small_digits(tap0 + t, l.taps[2], l.taps[1], l.taps[0]);
       Digits at = {{c, d.v[0], d.v[1], d.v[2]}};
       places[t] = tap_in(l, at);
     } else {
@@ -35,8 +34,8 @@ extern "C" __global__ void __launch_bounds__(NT)
 #pragma unroll
   for (int t = 0; t < TAPS; t++) sums[t] = real(0);
   if (pair < pairs) {
-    in += channel / l.out_channels * l.in_channels * l.in_strides[1];
-    dy += l.out_offset + channel * l.out_strides[1];
+    in += (int64)(channel / l.out_channels) * l.in_channels * l.in_strides[1];
+    dy += l.out_offset + (int64)channel * l.out_strides[1];
     Digits p = to_digits(start + first, l.out_size[2], l.out_size[1], l.out_size[0]);
     for (int64 i = start + first; i < end; i += PIXELS) {
       const Place place = pixel_in(l, p);
@@ -56,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(NT)
       __syncthreads();
     }
     if (first == 0 && pair < pairs && tap0 + t < taps)
-      sums_out[split * pairs * taps + (channel * taps + tap0 + t) * l.in_channels + c] = shared[lane];
+      sums_out[((int64)split * pairs / l.in_channels * taps + (int64)channel * taps + tap0 + t) * l.in_channels + c] = shared[lane];
     __syncthreads();
   }
 }
