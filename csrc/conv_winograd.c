@@ -6,9 +6,13 @@
 #include "fastconv.h"
 #include "kernels.h"
 
-/* Budget of the transformed input and products of a task, which stay in L2; least tiles for that each panel of weights is
- * read, more where the weights come from far away; terms of one partial sum. */
-enum { BLOCK_BYTES = 416 * 1024, MIN_TILES = 12, MIN_TILES_WIDE = 24, MANY_CHANNELS = 256, CHUNK = 256 };
+/* Budgets: transformed input and products of a task, which stay in L2, and what they may take at least so that a
+ * product has rows to reuse weights for; tiles of a task where that is too little; terms of one partial sum. */
+enum { BLOCK_BYTES = 416 * 1024, MOST_BYTES = 640 * 1024, FEW_ROWS = 12, MANY_TILES = 56, CHUNK = 256 };
+
+/* For the balance of tasks, in cycles of a core: for each point and channel vector of a transform; bytes of weights that
+ * arrive in one. */
+enum { TRANSFORM_CYCLES = 6, WEIGHT_BYTES = 8 };
 
 static const struct {
     int points[3], outputs[3], taps;
@@ -19,6 +23,42 @@ static const struct {
 };
 
 static int points_of(int shape) { return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2]; }
+
+/* Predicted cycles of all tasks, if there are `blocks` of tiles and `panel_blocks` of panels. */
+static int64_t predicted(const fc_wino *p, int64_t tiles, int points, int64_t blocks, int64_t panel_blocks) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t block = ceil_div(tiles, blocks), panels = ceil_div(p->panels, panel_blocks);
+    const int64_t product = l->in_channels * block * (k->nr / k->vl);
+    const int64_t weights = l->in_channels * k->nr * (int64_t)sizeof(real) / WEIGHT_BYTES;
+    const int64_t transforms = ceil_div(l->in_channels, k->vl) + panels * (k->nr / k->vl);
+    const int64_t task = points *
+                         (block * transforms * TRANSFORM_CYCLES + panels * (max64(product, weights) + weights / 4));
+    return ceil_div(l->groups * blocks * panel_blocks, max64(p->min_tasks, 1)) * task;
+}
+
+/* Cuts the work into blocks of tiles and of panels: tiles as the caches want it, then whatever keeps all threads busy. */
+static void cut(fc_wino *p, int64_t tiles, int points) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t tile_bytes = points * (p->ldv + k->nr) * (int64_t)sizeof(real);
+    const int64_t few = ceil_div(FEW_ROWS, k->mr) * k->mr;
+    int64_t most = BLOCK_BYTES / tile_bytes / k->mr * k->mr;
+    if (most < few) most = few * tile_bytes <= MOST_BYTES ? few : MANY_TILES / k->mr * k->mr;
+    p->panels = ceil_div(l->out_channels, k->nr);
+    p->blocks = max64(ceil_div(tiles, most), 1), p->panel_blocks = 1;
+    int64_t best = INT64_MAX;
+    const int64_t least = p->blocks;
+    for (int64_t blocks = least; blocks < least + max64(p->min_tasks, 1) && blocks <= max64(tiles, 1); blocks++)
+        for (int64_t panel_blocks = 1; panel_blocks <= min64(max64(p->panels, 1), p->min_tasks); panel_blocks++) {
+            const int64_t cycles = predicted(p, tiles, points, blocks, panel_blocks);
+            if (cycles < best) best = cycles, p->blocks = blocks, p->panel_blocks = panel_blocks;
+        }
+    p->block_tiles = max64(ceil_div(tiles, p->blocks), 1);
+    p->blocks = ceil_div(tiles, p->block_tiles);
+    p->panels_per_task = max64(ceil_div(p->panels, p->panel_blocks), 1);
+    p->panel_blocks = ceil_div(p->panels, p->panels_per_task);
+}
 
 void FC_NAME(fc_wino_block)(fc_wino *p) {
     const fc_lattice *l = &p->l;
@@ -38,19 +78,10 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
      * 2 KB, so that points and tiles do not all fall into the same few sets of L1. */
     p->ldv = ceil_div(l->in_channels, k->vl) * k->vl;
     if (p->ldv * (int64_t)sizeof(real) % 2048 == 0) p->ldv += 64 / (int64_t)sizeof(real);
-    int64_t block = BLOCK_BYTES / (int64_t)sizeof(real) / points / (p->ldv + k->nr) / k->mr * k->mr;
-    block = max64(block, ceil_div(l->in_channels >= MANY_CHANNELS ? MIN_TILES_WIDE : MIN_TILES, k->mr) * k->mr);
-    p->block_tiles = max64(min64(block, tiles), 1);
-    p->blocks = ceil_div(tiles, p->block_tiles);
-    p->block_tiles = max64(ceil_div(tiles, max64(p->blocks, 1)), 1);
+    cut(p, tiles, points);
     p->ldq_v = p->block_tiles * p->ldv + 64 / (int64_t)sizeof(real);
     p->ldq_m = p->block_tiles * k->nr + 64 / (int64_t)sizeof(real);
 
-    p->panels = ceil_div(l->out_channels, k->nr);
-    p->panels_per_task = max64(p->panels, 1);
-    while (p->panels_per_task > 1 && l->groups * p->blocks * ceil_div(p->panels, p->panels_per_task) < p->min_tasks)
-        p->panels_per_task = ceil_div(p->panels_per_task, 2);
-    p->panel_blocks = ceil_div(p->panels, p->panels_per_task);
     p->tasks = l->groups * p->blocks * p->panel_blocks;
     p->pack_tasks = l->groups * p->panels;
 
@@ -144,7 +175,8 @@ static void input_any(const fc_wino *p, const real *in, int64_t from, int64_t to
                     memset(row, 0, (size_t)(low * k->vl) * sizeof(real));
                     k->channels_in(image + iz * l->in_stride[2] + iy * l->in_stride[3] + (x + low) * l->in_stride[4] +
                                        c * l->in_stride[1],
-                                   l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low, row + low * k->vl, k->vl);
+                                   l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low, row + low * k->vl,
+                                   k->vl);
                     memset(row + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
                 }
             g.stride[2] = k->vl, g.stride[1] = width * k->vl, g.stride[0] = points[1] * g.stride[1];

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <xmmintrin.h>
 #endif
 
@@ -26,6 +27,20 @@ static int cpu_has(const char *isa) {
 #include "isas.def"
 #undef FC_ISA_ROW
     return 0;
+}
+
+int fc_fma_rate(const char *isa) {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (!strcmp(isa, "avx512") && __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx &&
+        __get_cpuid(1, &a, &b, &c, &d)) {
+        const unsigned family = (a >> 8 & 15) + (a >> 20 & 255);
+        if (family == 0x19) return 1; /* Zen 4 runs the halves of a vector one after the other */
+    }
+#else
+    (void)isa;
+#endif
+    return 2;
 }
 
 const char *fc_kernel_name(int index) {

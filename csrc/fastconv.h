@@ -18,6 +18,8 @@ const void *fc_kernel_table(const char *isa, int is_double);
 const char *fc_isa_name(int index);
 /* Lanes, and rows and columns of the largest register tile. */
 void fc_tile(const void *kernels, int is_double, int tile[3]);
+/* Multiply-adds of whole vectors of an ISA that a core of this CPU starts in a cycle. */
+int fc_fma_rate(const char *isa);
 /* Names of the kernel slots; null past the end. */
 const char *fc_kernel_name(int index);
 
@@ -128,7 +130,7 @@ typedef struct {
     fc_lattice l;
     int relu;
     int shape;         /* row of winograd.def */
-    int64_t min_tasks; /* split the panels until there are as many tasks; does not change any result */
+    int64_t min_tasks; /* threads, that tasks are to keep busy; changes no result */
     int64_t first[3];  /* input position of the first tap for output 0 */
     int64_t tiles[3], tiles_per_image, block_tiles, blocks;
     int64_t panels, panels_per_task, panel_blocks;

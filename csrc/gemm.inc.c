@@ -6,17 +6,18 @@
 #include "kernels.h"
 #include "simd.h"
 
-/* The last columns of C, fewer than a tile has, from a copy of the accumulators. */
-static __attribute__((noinline)) void FC_NAME(gemm_finish)(int m, const real *tile, const fc_gemm *g) {
-    for (int i = 0; i < m; i++)
-        for (int64_t j = 0; j < g->n; j++) {
-            real s = tile[i * NR + j];
-            if (g->add) s += g->c[i * g->ldc + j];
-            if (g->bias_col) s += g->bias_col[j];
-            if (g->bias_row) s += g->bias_row[i];
-            if (g->relu && s < 0) s = 0;
-            g->c[i * g->ldc + j] = s;
-        }
+/* What follows the sum of row i: C itself, biases, relu.  The last vector has `tail` valid lanes. */
+FC_INLINE void FC_NAME(gemm_finish)(const int i, const int v, vec *acc, int64_t tail, const fc_gemm *g) {
+    real *c = g->c + i * g->ldc;
+    FC_UNROLL for (int j = 0; j < v; j++) {
+        const int64_t lanes = j < v - 1 ? VL : tail;
+        vec s = acc[j];
+        if (g->add) s += load_few(c + j * VL, lanes);
+        if (g->bias_col) s += load_few(g->bias_col + j * VL, lanes);
+        if (g->bias_row) s += g->bias_row[i];
+        if (g->relu) s = vrelu(s);
+        store_few(c + j * VL, 1, lanes, s);
+    }
 }
 
 FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const fc_gemm *g) {
@@ -59,10 +60,10 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
         return;
     }
 
-    real tile[MR * NR];
-    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
-        vstore(tile + i * NR + j * VL, acc[i][j]);
-    FC_NAME(gemm_finish)(m, tile, g);
+    /* The last columns of C, fewer than a tile has: rows one after the other, to keep the code small. */
+    vec rows[MR][2];
+    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) rows[i][j] = acc[i][j];
+    for (int i = 0; i < m; i++) FC_NAME(gemm_finish)(i, v, rows[i], g->n - (v - 1) * VL, g);
 }
 
 #define FC_GEMM(m, form, row)                                                                                     \

@@ -55,7 +55,18 @@ FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
     for (int64_t i = 0; i < lanes; i++) p[i * step] = from[i];
 }
 
-/* The same with fewer stores for few lanes side by side. */
+/* The same with fewer loads and stores for few lanes side by side. */
+FC_INLINE vec load_few(const real *p, int64_t lanes) {
+    if (lanes == VL) return vload(p);
+    real v[VL] = {0};
+    int64_t done = 0;
+    FC_UNROLL for (int piece = VL / 2; piece > 0; piece /= 2) if (lanes & piece) {
+        memcpy(v + done, p + done, piece * sizeof(real));
+        done += piece;
+    }
+    return vload(v);
+}
+
 FC_INLINE void store_few(real *p, int64_t step, int64_t lanes, vec v) {
     if (step != 1 || lanes == VL) {
         store_lanes(p, step, lanes, v);

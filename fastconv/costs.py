@@ -1,7 +1,7 @@
 """Predicted time of the algorithms, to choose between them on shapes that nobody has measured.
 
-The unit is one cycle of a core that starts two vector multiply-adds in each. The constants are counted from the
-kernels (loads, adds and stores of a transform) and rounded; only ratios between algorithms matter.
+The unit is one cycle of a core. The constants are measured on Zen 4 and rounded; only ratios between algorithms matter.
+What computes is counted in multiply-adds of whole vectors, of which a core starts one or two in a cycle.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fastconv.problem import ConvProblem
 TILE_SHARE = 0.9
 TILE_TERMS = 8
 PRODUCT_TERMS = 20
-# Cycles for each point and channel vector: input transform, output transform; more through NCHW transposes.
-INPUT_CYCLES, OUTPUT_CYCLES, TRANSPOSE_CYCLES = 3.0, 2.0, 2.0
+# Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes.
+INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
-NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 6.0, 32.0
+NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
 
 class Shape(NamedTuple):
@@ -59,7 +59,7 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     macs = p.macs / p.batch * batch if p.batch else 0
     padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
-    return max(macs * padded / (2 * lanes) / TILE_SHARE, far)
+    return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far)
 
 
 def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
@@ -67,7 +67,7 @@ def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     read, _ = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
     copied = max(batch, 1) * math.prod(size) * p.taps * read * p.groups
-    return direct(p, op, isa, batch) + 2 * copied / _cpu.vector_lanes(isa, p.dtype)
+    return direct(p, op, isa, batch) + 4 * copied / (_rate(isa) * _cpu.vector_lanes(isa, p.dtype))
 
 
 def channelwise(p: ConvProblem, op: str, isa: str, batch: int) -> float:
@@ -75,7 +75,7 @@ def channelwise(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     lanes = _cpu.vector_lanes(isa, p.dtype)
     read, written = channels(p, op)
     used = max(lanes // max(read, written), 1) * written
-    return p.macs / max(p.batch, 1) * batch / (2 * used) / TILE_SHARE
+    return p.macs / max(p.batch, 1) * batch / (_rate(isa) * used) / TILE_SHARE
 
 
 def reference(p: ConvProblem, batch: int) -> float:
@@ -107,18 +107,26 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
         _ceil_div(_ceil_div(n, d), m) for n, d, m in zip(size, p.dilation, shape.outputs, strict=True))
     points = math.prod(shape.points)
     strip = tiles / _round_up(tiles, rows) if tiles < 4 * rows else 1  # tiles of few rows load more than they compute
-    products = tiles * points * read * _round_up(written, lanes) / (2 * lanes) / TILE_SHARE / (0.5 + 0.5 * strip)
+    products = tiles * points * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE / (0.5 + 0.5 * strip)
     products *= 1 + PRODUCT_TERMS / max(read, 1)
     far_from = (p.y_strides, p.x_strides) if op == "conv_input_grad" else (p.x_strides, p.y_strides)
-    transforms = tiles * points * (
-        _ceil_div(read, lanes) * (INPUT_CYCLES + (TRANSPOSE_CYCLES if far_from[0][1] != 1 else 0))
-        + _ceil_div(written, lanes) * (OUTPUT_CYCLES + (TRANSPOSE_CYCLES if far_from[1][1] != 1 else 0)))
+    transforms = tiles * points / _rate(isa) * (
+        _ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if far_from[0][1] != 1 else 0))
+        + _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if far_from[1][1] != 1 else 0)))
     itemsize = 4 if p.dtype == "float32" else 8
-    block = max(_round_up(24 if read >= 256 else 12, rows), 416 * 1024 // itemsize // points // (read + columns))
+    few, tile_bytes = _round_up(12, rows), points * (read + columns) * itemsize  # as conv_winograd.c cuts
+    block = (416 << 10) // tile_bytes // rows * rows
+    if block < few:
+        block = few if few * tile_bytes <= 640 << 10 else 56 // rows * rows
     weights = points * read * _round_up(written, columns) * itemsize
     # Transforming a panel of weights takes about one pass over the taps in double precision for each point.
-    transforming = 0 if packed else weights / itemsize * shape.taps * 3 / lanes
+    transforming = 0 if packed else weights / itemsize * shape.taps * 6 / (_rate(isa) * lanes)
     return p.groups * (grids * (max(products, _read(weights, -(-tiles // block))) + transforms) + transforming)
+
+
+@cache
+def _rate(isa: str) -> int:
+    return _cpu.fma_rate(isa)
 
 
 def _read(size: float, times: float) -> float:

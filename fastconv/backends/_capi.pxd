@@ -6,6 +6,7 @@ cdef extern from "fastconv.h" nogil:
     const void *fc_kernel_table(const char *isa, int is_double)
     const char *fc_isa_name(int index)
     const char *fc_kernel_name(int index)
+    int fc_fma_rate(const char *isa)
     void fc_tile(const void *kernels, int is_double, int tile[3])
 
     uint64_t fc_flush_denormals()

@@ -73,6 +73,11 @@ def vector_lanes(str isa, str dtype):
     return sizes[0]
 
 
+def fma_rate(str isa):
+    """Multiply-adds of whole vectors of a table that a core of this CPU starts in a cycle."""
+    return fc_fma_rate(isa.encode())
+
+
 def openmp():
     """Whether this build can use several threads."""
     return _OPENMP
