@@ -21,6 +21,10 @@ TILE_TERMS = 8
 PRODUCT_TERMS = 20
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
+# Cycles to bring a vector of channels from NCHW into place or back; to begin with copying a run of channels.
+MOVE_CYCLES, COPY_CYCLES = 30.0, 8.0
+# Cycles to gather a vector of pixels in NCHW, side by side or strided; to find the pixels of a tile in another channel.
+GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
 NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
@@ -52,22 +56,45 @@ def channels(p: ConvProblem, op: str) -> tuple[int, int]:
 
 
 def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
-    """Predicted cycles of the direct algorithm."""
+    """Predicted cycles of the direct algorithm: lanes are output channels, NCHW is transposed on its way in and out."""
     lanes = _cpu.vector_lanes(isa, p.dtype)
     read, written = channels(p, op)
-    size = p.in_size if op == "conv_input_grad" else p.out_size
+    size, from_size = (p.in_size, p.out_size) if op == "conv_input_grad" else (p.out_size, p.in_size)
     macs = p.macs / p.batch * batch if p.batch else 0
     padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
-    return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far)
+    moved, hops = 0, 0.0
+    if p.taps > 1:
+        moved += math.prod(from_size) * _ceil_div(read, lanes) * (_from(p, op)[1] != 1)
+        moved += math.prod(size) * _ceil_div(written, lanes) * (_to(p, op)[1] != 1)
+    elif _to(p, op)[1] != 1 and _from(p, op)[1] > 1024:
+        hops = math.prod(size) / (2 * lanes) * read * batch * p.groups * CHANNEL_CYCLES
+    return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + MOVE_CYCLES * moved * batch * p.groups + hops
 
 
 def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
-    """Predicted cycles of the algorithm that gathers patches: those of the direct one, and each patch copied once."""
-    read, _ = channels(p, op)
+    """Predicted cycles of the algorithm that gathers patches; in NCHW lanes are pixels."""
+    lanes = _cpu.vector_lanes(isa, p.dtype)
+    read, written = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
-    copied = max(batch, 1) * math.prod(size) * p.taps * read * p.groups
-    return direct(p, op, isa, batch) + 4 * copied / (_rate(isa) * _cpu.vector_lanes(isa, p.dtype))
+    pixels = batch * math.prod(size) * p.groups
+    if _to(p, op)[1] == 1 and written > 1:
+        run = COPY_CYCLES + (5 * read if read < lanes else 4 * _ceil_div(read, lanes))
+        return direct(p, op, isa, batch) + pixels * p.taps * run
+    macs = p.macs / p.batch * batch if p.batch else 0
+    terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 2 / written  # few rows load more than they compute
+    gathered = GATHER_CYCLES if p.stride[2] == 1 or op == "conv_input_grad" else STRIDED_GATHER_CYCLES
+    return macs * terms / (_rate(isa) * lanes) / TILE_SHARE + gathered * pixels * p.taps * read / lanes
+
+
+def _from(p: ConvProblem, op: str) -> tuple[int, ...]:
+    """Strides of what a pass reads."""
+    return p.y_strides if op == "conv_input_grad" else p.x_strides
+
+
+def _to(p: ConvProblem, op: str) -> tuple[int, ...]:
+    """Strides of what a pass writes."""
+    return p.x_strides if op == "conv_input_grad" else p.y_strides
 
 
 def channelwise(p: ConvProblem, op: str, isa: str, batch: int) -> float:
@@ -107,12 +134,11 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
         _ceil_div(_ceil_div(n, d), m) for n, d, m in zip(size, p.dilation, shape.outputs, strict=True))
     points = math.prod(shape.points)
     strip = tiles / _round_up(tiles, rows) if tiles < 4 * rows else 1  # tiles of few rows load more than they compute
-    products = tiles * points * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE / (0.5 + 0.5 * strip)
-    products *= 1 + PRODUCT_TERMS / max(read, 1)
-    far_from = (p.y_strides, p.x_strides) if op == "conv_input_grad" else (p.x_strides, p.y_strides)
+    products = tiles * points * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
+    products *= (1 + PRODUCT_TERMS / max(read, 1)) / (0.5 + 0.5 * strip)
     transforms = tiles * points / _rate(isa) * (
-        _ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if far_from[0][1] != 1 else 0))
-        + _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if far_from[1][1] != 1 else 0)))
+        _ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
+        + _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
     itemsize = 4 if p.dtype == "float32" else 8
     few, tile_bytes = _round_up(12, rows), points * (read + columns) * itemsize  # as conv_winograd.c cuts
     block = (416 << 10) // tile_bytes // rows * rows

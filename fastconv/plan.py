@@ -250,10 +250,12 @@ def _direct_declines(r: Request) -> Verdict:
         if read < rows // 2:
             return f"{read} channels per group fill too little of a tile of {rows} rows"
         return None
+    own, other = (predict(r.problem, r.op, r.isa, r.batch) for predict in (costs.direct, costs.im2col))
+    if own <= other:
+        return None
     lanes = _cpu.vector_lanes(r.isa, r.problem.dtype)
-    if 2 * written < lanes and not _pointwise(r.problem):
-        return f"{written} channels per group fill too little of a vector of {lanes}"
-    return None
+    return (f"it would take about {own:,.0f} cycles with {written} channels per group in vectors of {lanes}, "
+            f"im2col {other:,.0f}")
 
 
 def _direct(r: Request) -> tuple[Any, bool]:
