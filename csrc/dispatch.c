@@ -143,9 +143,9 @@ FC_BY_TYPE(int, fc_channelwise_run,
             int64_t task),
            p->l.is_double, (p, in, packed, bias, out, workspace, task))
 FC_BY_TYPE(void, fc_wgrad_block, (fc_wgrad *p), p->l.is_double, (p))
-FC_BY_TYPE(void, fc_wgrad_run,
+FC_BY_TYPE(int, fc_wgrad_run,
            (const fc_wgrad *p, const void *in, const void *dy, void *dw, void *partial, void *workspace, int64_t task),
            p->l.is_double, (p, in, dy, dw, partial, workspace, task))
-FC_BY_TYPE(void, fc_wgrad_merge, (const fc_wgrad *p, const void *partial, void *dw, int64_t task), p->l.is_double,
-           (p, partial, dw, task))
-FC_BY_TYPE(int, fc_wgrad_finite, (const fc_wgrad *p, const void *dy, int64_t image), p->l.is_double, (p, dy, image))
+FC_BY_TYPE(void, fc_wgrad_merge,
+           (const fc_wgrad *p, const void *partial, void *dw, void *workspace, int64_t task), p->l.is_double,
+           (p, partial, dw, workspace, task))

@@ -181,27 +181,44 @@ int fc_channelwise_run(const fc_channelwise *p, const void *in, const void *pack
 
 /* dw[k, c, t] = sum over n, o of in[n, c, o * step + tap_at[t]] * out[n, k, o], where `out` of the lattice is dy.
  *
- * The result is a matrix of r = (tap, channel) rows and k columns; the reduction over (n, o) runs in chunks, whose
- * partial sums are added in order.  If there are few tiles, the reduction is split into `splits` parts that are
- * separate tasks, and a second phase adds them.  In place (gather = 0) the products with padding are left out: the
- * caller makes sure that dy is finite (fc_wgrad_finite), or uses gather = 1. */
+ * A task makes a block of dw, a range of channels times a range of out channels, all taps.  The reduction over (n, o)
+ * runs in units of fixed size, whose partial sums are added in order.  If there are few blocks, it is split into
+ * `splits` parts, which are tasks of their own, and a second phase adds them in order.
+ *
+ *   FC_WGRAD_DIRECT       a unit is a box of outputs, of several images if they are small; the input rows under it are
+ *                         copied, padded, strip of channels by strip, and dy panel by panel, so that the product of
+ *                         each tap with its pixels reads both from L1:
+ *
+ *                             copy[strip][image][z][y][x][channels of a strip]      panels[panel][pixel][nr]
+ *
+ *                         Few channels stay side by side instead, and taps along a row are then rows of one product.
+ *   FC_WGRAD_IM2COL       a unit is a range of pixels of an image; patches are gathered: copy[pixel][tap][channel]
+ *   FC_WGRAD_WINOGRAD     F(r, m) with the points of the forward pass; a unit is a block of tiles.  Per point q,
+ *                         M[q][channel][out channel] += V[q][tile][channel] x Z[q][tile][out channel], the transforms
+ *                         of the patches and of the tiles of dy; in the end dw is the transform of M.  A task returns
+ *                         0 if a result is not finite, and the caller runs the gradient another way. */
+enum { FC_WGRAD_DIRECT, FC_WGRAD_IM2COL, FC_WGRAD_WINOGRAD };
+
 typedef struct {
     fc_lattice l;
-    int in_rows_are_channels; /* gathered patches: 1 = [pixel][r] (NHWC), 0 = [r][pixel] (NCHW) */
-    int in_place, dy_in_place;
-    int64_t reduction, pixels, chunk, chunks;
-    int64_t block_rows, row_blocks, block_cols, col_blocks;
-    int64_t splits, tasks, merge_tasks;
-    int64_t partial_bytes, workspace_bytes;
+    int form, shape;                          /* shape: of Winograd, a row of winograd.def */
+    int64_t block_channels, channel_blocks;   /* of dw */
+    int64_t block_out, out_blocks, ldk;       /* out channels of a block, in whole vectors */
+    int64_t units, min_units, splits;         /* min_units: that a split is worth */
+    int64_t low[3], span[3], base[3];         /* of the taps: lowest position, positions that they span, lowest tap */
+    int64_t box[4], boxes[4];                 /* image, depth, height, width */
+    int64_t merged, strips, pitch, stage;     /* merged: taps of a run of rows; stage: elements of a strip's copy */
+    int64_t tiles[3], tiles_per_image, block_tiles, ldc, ldq_v, ldq_z;
+    int64_t tasks, merge_tasks;
+    int64_t partial_bytes, workspace_bytes, merge_bytes;
 } fc_wgrad;
 
+/* Fills in the blocking from `l`, `form` and `shape`. */
 void fc_wgrad_block(fc_wgrad *p);
 /* One task: writes dw if splits == 1, else its part of `partial`. */
-void fc_wgrad_run(const fc_wgrad *p, const void *in, const void *dy, void *dw, void *partial, void *workspace,
-                  int64_t task);
-/* Adds the parts of one group's row block into dw, 0 <= task < merge_tasks; only if splits > 1. */
-void fc_wgrad_merge(const fc_wgrad *p, const void *partial, void *dw, int64_t task);
-/* Whether dy of one image holds neither NaN nor infinity. */
-int fc_wgrad_finite(const fc_wgrad *p, const void *dy, int64_t image);
+int fc_wgrad_run(const fc_wgrad *p, const void *in, const void *dy, void *dw, void *partial, void *workspace,
+                 int64_t task);
+/* Adds the parts of one block into dw, 0 <= task < merge_tasks; only if splits > 1. */
+void fc_wgrad_merge(const fc_wgrad *p, const void *partial, void *dw, void *workspace, int64_t task);
 
 #endif

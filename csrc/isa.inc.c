@@ -1,10 +1,14 @@
 /* Every kernel of one ISA and one scalar type, and the table of them: the only symbol that the object exports. */
 #include "depthwise.inc.c"
+#include "elementwise.inc.c"
 #include "gather.inc.c"
 #include "gemm.inc.c"
+#include "norm.inc.c"
 #include "transpose.inc.c"
 #include "pool.inc.c"
 #include "winograd.inc.c"
+
+#include "wgrad.inc.c" /* uses the points of winograd.inc.c */
 
 #define FC_GLUE3(a, b, c) a##_##b##_##c
 #define FC_TABLE_NAME(type, isa) FC_GLUE3(fc_kernels, type, isa)

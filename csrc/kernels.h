@@ -114,6 +114,17 @@ typedef struct {
 } FC_NAME(fc_wino_weights);
 #define fc_wino_weights FC_NAME(fc_wino_weights)
 
+/* Weight gradients from their sums of products: point q of (channel c, lane k) comes from m[q * ldq + c * ld + k], tap t
+ * goes to to[t * tap_step + c * ld + k]; `lanes` are whole vectors.  `check` as in fc_wino_output. */
+typedef struct {
+    const real *m;
+    int64_t ldq, ld, channels, lanes;
+    real *to;
+    int64_t tap_step;
+    real *check;
+} FC_NAME(fc_wino_grad);
+#define fc_wino_grad FC_NAME(fc_wino_grad)
+
 /* An input row: column x at at[x * step]; step 0 is a row of zeros. */
 typedef struct {
     const real *at;
@@ -153,6 +164,45 @@ typedef struct {
     int relu;
 } FC_NAME(fc_depthwise_row);
 #define fc_depthwise_row FC_NAME(fc_depthwise_row)
+
+/* Normalisation over [pixel][channel] and its gradient, for each channel:
+ *
+ *      norm_apply        out = (x - mean) * scale + bias, with relu max(., 0) of it
+ *      norm_grad_sums    sums[c] += dy,  sums[channels + c] += dy * (x - mean)
+ *      norm_grad_apply   out = dy * along + (x - mean) * across + shift, without across only the first term
+ *      column_sums       sums[c] += dy
+ *
+ * With relu, dy counts only where the normalised value passed the ReLU. */
+typedef struct {
+    const real *x, *dy;
+    real *out;
+    int64_t pixels, channels, x_ld, dy_ld, out_ld;
+    const real *mean, *scale, *bias, *along, *across, *shift;
+    int relu;
+    double *sums;
+} FC_NAME(fc_norm);
+#define fc_norm FC_NAME(fc_norm)
+
+/* g = grad + weight_decay * value;  velocity = first ? g : momentum * velocity + fresh * g;
+ * value -= lr * (nesterov ? g + momentum * velocity : velocity), or lr * g without velocity. */
+typedef struct {
+    real *value, *velocity;
+    const real *grad;
+    int64_t n;
+    real lr, momentum, fresh, weight_decay;
+    int first, nesterov;
+} FC_NAME(fc_sgd);
+#define fc_sgd FC_NAME(fc_sgd)
+
+/* w = value * shrink;  g = grad + weight_decay * w;  mean += new1 * (g - mean);  square = beta2 * square + new2 * g^2;
+ * value = w - rate * mean / (sqrt(square) * root + eps). */
+typedef struct {
+    real *value, *mean, *square;
+    const real *grad;
+    int64_t n;
+    real shrink, weight_decay, new1, beta2, new2, rate, root, eps;
+} FC_NAME(fc_adam);
+#define fc_adam FC_NAME(fc_adam)
 
 typedef struct {
     const char *isa;

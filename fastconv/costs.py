@@ -28,6 +28,13 @@ GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
 NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
+# Most channels of a block of a weight gradient's input copy (csrc/conv_wgrad_direct.c); bytes of the sums of a block of
+# Winograd's, and tiles that one more task for the same block is worth (csrc/conv_wgrad_winograd.c).
+WGRAD_CHANNELS = 28
+WGRAD_SUM_BYTES, WGRAD_SPLIT_TILES = 600 * 1024, 96
+# Cycles for each vector: to copy operands, to store dw; for each point and vector: to transform sums of products.
+VECTOR_CYCLES, STORE_CYCLES, SUM_CYCLES = 2.0, 16.0, 3.0
+
 
 class Shape(NamedTuple):
     """A row of csrc/winograd.def."""
@@ -61,6 +68,10 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     read, written = channels(p, op)
     size, from_size = (p.in_size, p.out_size) if op == "conv_input_grad" else (p.out_size, p.in_size)
     macs = p.macs / p.batch * batch if p.batch else 0
+    if op == "conv_weight_grad":
+        copied = max(batch, 1) * p.groups * math.prod(size) * (_ceil_div(read, lanes) + _ceil_div(written, lanes))
+        return (macs * _round_up(written, lanes) / written / (_rate(isa) * lanes) / TILE_SHARE + VECTOR_CYCLES * copied
+                + _store(p, isa))
     padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
     moved, hops = 0, 0.0
@@ -125,6 +136,8 @@ def clock() -> float:
 
 def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed: bool) -> float:
     """Predicted cycles of a Winograd shape; `packed` if the weights are transformed already."""
+    if op == "conv_weight_grad":
+        return _winograd_weight_grad(p, isa, shape, batch)
     lanes = _cpu.vector_lanes(isa, p.dtype)
     rows, columns = _cpu.tile(isa, p.dtype)
     read, written = channels(p, op)
@@ -153,6 +166,29 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
 @cache
 def _rate(isa: str) -> int:
     return _cpu.fma_rate(isa)
+
+
+def _winograd_weight_grad(p: ConvProblem, isa: str, shape: Shape, batch: int) -> float:
+    lanes = _cpu.vector_lanes(isa, p.dtype)
+    read, written = channels(p, "conv_weight_grad")
+    tiles = max(batch, 1) * math.prod(_ceil_div(n, m) for n, m in zip(p.out_size, shape.outputs, strict=True))
+    points = math.prod(shape.points)
+    side = math.isqrt(WGRAD_SUM_BYTES // (4 if p.dtype == "float32" else 8) // points) // lanes * lanes
+    # Each block of dw transforms its operands anew, and each of its tasks its sums.
+    blocks = _ceil_div(read, max(side, lanes)), _ceil_div(written, max(side, lanes))
+    tasks = max(min(16 // (blocks[0] * blocks[1] * p.groups), tiles // WGRAD_SPLIT_TILES), 1)
+    in_vectors, out_vectors = _ceil_div(read, lanes), _ceil_div(written, lanes)
+    products = tiles * points * read * out_vectors / _rate(isa) / TILE_SHARE
+    far_in, far_out = ((INPUT_FMAS + (TRANSPOSE_FMAS if strides[1] != 1 else 0)) / _rate(isa)
+                       for strides in (p.x_strides, p.y_strides))
+    transforms = tiles * points * (in_vectors * blocks[1] * far_in + out_vectors * blocks[0] * far_out)
+    sums = tasks * points * read * out_vectors * SUM_CYCLES
+    return p.groups * (products + transforms + sums) + _store(p, isa)
+
+
+def _store(p: ConvProblem, isa: str) -> float:
+    """Cycles to write dw."""
+    return p.taps * p.out_channels * (p.in_channels // p.groups) / _cpu.vector_lanes(isa, p.dtype) * STORE_CYCLES
 
 
 def _read(size: float, times: float) -> float:

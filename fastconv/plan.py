@@ -149,12 +149,12 @@ def _never(r: Request) -> Verdict:
 
 def _winograd_refuses(r: Request) -> Verdict:
     p = r.problem
-    if r.op == "conv_weight_grad":
-        return "it has no weight gradient"
     if r.exact:
         return "config(exact=True) forbids it: it rounds more than the plain sum"
     if p.stride != (1, 1, 1):
         return f"it needs stride 1, and it is {_seen(p, p.stride)}"
+    if r.op == "conv_weight_grad" and p.dilation != (1, 1, 1):
+        return f"its weight gradient needs dilation 1, and it is {_seen(p, p.dilation)}"
     if math.prod(p.dilation) > MAX_SUBGRIDS:
         return f"dilation {_seen(p, p.dilation)} makes {math.prod(p.dilation)} sub-grids, more than {MAX_SUBGRIDS}"
     if not _shapes_for(p):
@@ -194,6 +194,8 @@ def _best_shape(r: Request) -> costs.Shape:
 def _winograd(r: Request) -> tuple[Any, bool]:
     p = r.problem
     shape = costs.winograd_shapes().index(_best_shape(r))
+    if r.op == "conv_weight_grad":
+        return _weight_grad(r, "winograd", shape)
     lattices = _lattices(r)[0]
     if p.dilation != (1, 1, 1):
         lattices = lattice.undilated(lattices[0], p.dilation)
@@ -229,13 +231,10 @@ def _channelwise(r: Request) -> tuple[Any, bool]:
 # ---- Direct and im2col -------------------------------------------------------------------------------------------
 
 def _direct_refuses(r: Request) -> Verdict:
-    if r.op == "conv_weight_grad":
-        stride = r.problem.x_strides[1]
-        if stride != 1:
-            return f"it reads x in place, which needs channels with stride 1 (channels_last), and theirs is {stride}"
-        return None
     p = r.problem
     read, _ = costs.channels(p, r.op)
+    if r.op == "conv_weight_grad":
+        read = min(read, costs.WGRAD_CHANNELS)
     size = math.prod((k - 1) * d + 1 for k, d in zip(p.kernel[:2], p.dilation[:2], strict=True)) * read * 4
     size *= (p.kernel[2] - 1) * p.dilation[2] + 2 * _cpu.tile(r.isa, p.dtype)[0] * p.stride[2]
     if size > MAX_COPY:
@@ -245,10 +244,7 @@ def _direct_refuses(r: Request) -> Verdict:
 
 def _direct_declines(r: Request) -> Verdict:
     read, written = costs.channels(r.problem, r.op)
-    rows, _ = _cpu.tile(r.isa, r.problem.dtype)
     if r.op == "conv_weight_grad":
-        if read < rows // 2:
-            return f"{read} channels per group fill too little of a tile of {rows} rows"
         return None
     own, other = (predict(r.problem, r.op, r.isa, r.batch) for predict in (costs.direct, costs.im2col))
     if own <= other:
@@ -260,7 +256,7 @@ def _direct_declines(r: Request) -> Verdict:
 
 def _direct(r: Request) -> tuple[Any, bool]:
     if r.op == "conv_weight_grad":
-        return _gemm(r, gather=False)
+        return _weight_grad(r, "direct")
     p, double = r.problem, r.problem.dtype == "float64"
     _, written = costs.channels(p, r.op)
     lattices, covers = _lattices(r)
@@ -280,9 +276,13 @@ def _pointwise(p: ConvProblem) -> bool:
 def _gemm(r: Request, gather: bool) -> tuple[Any, bool]:
     p, double = r.problem, r.problem.dtype == "float64"
     if r.op == "conv_weight_grad":
-        return _cpu.WeightGradPlan(lattice.forward(p), r.isa, double, gather), True
+        return _weight_grad(r, "im2col")
     lattices, covers = _lattices(r)
     return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, gather, r.relu) for part in lattices]), covers
+
+
+def _weight_grad(r: Request, form: str, shape: int = 0) -> tuple[Any, bool]:
+    return _cpu.WeightGradPlan(lattice.forward(r.problem), r.isa, r.problem.dtype == "float64", form, shape), True
 
 
 def _lattices(r: Request) -> tuple[tuple[lattice.Lattice, ...], bool]:

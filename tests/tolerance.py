@@ -7,8 +7,37 @@ import numpy as np
 _WINOGRAD = {1: 1e-5, 2: 2e-5, 3: 5e-5}
 
 
+# Points of the transforms of 4 and of 6 points, besides infinity.
+_POINTS = {4: (0, 1, -1), 6: (0, 0.625, -0.625, 1.5, -1.5)}
+# The weight gradient takes taps from tiles of dy; its sums in registers are of at most so many tiles.
+_GRADIENT_TILES = {3: (2, 4), 5: (2,)}
+_TILES_OF_A_SUM = 64
+
+
+def amplification(points: tuple[float, ...], outputs: int, taps: int) -> float:
+    """Return how much larger the products of a minimal filter are than its result.
+
+    F(m, r) is y = A^T [(G w) * (B^T x)]. With independent inputs of variance 1, product q has the variance
+    |G_q|^2 |B_q|^2, so that errors of one relative size in all products add up to the variance
+    sum_q A_jq^2 |G_q|^2 |B_q|^2 in output j, whose own is r. The matrices are Cook's and Toom's for the finite
+    points given, and infinity.
+    """
+    at = np.zeros((outputs, outputs + taps - 1))
+    g, bt = np.zeros((at.shape[1], taps)), np.zeros((at.shape[1], at.shape[1]))
+    for i, point in enumerate(points):
+        others = np.delete(points, i)
+        at[:, i] = float(point) ** np.arange(outputs)
+        g[i] = float(point) ** np.arange(taps) / np.prod(point - others)
+        bt[i, :-1] = np.poly(others)[::-1]
+    at[-1, -1] = g[-1, -1] = 1
+    bt[-1] = np.poly(points)[::-1]
+    x, w = np.arange(at.shape[1]) + 1.0, np.arange(taps) - 3.0
+    np.testing.assert_allclose(at @ ((g @ w) * (bt @ x)), np.correlate(x, w), rtol=1e-9)
+    return float(np.sqrt(max(at**2 @ ((g**2).sum(1) * (bt**2).sum(1))) / taps))
+
+
 def tolerance(
-    dtype: object, reduction_length: int, algorithm: str = "direct", *, ndim: int = 2
+    dtype: object, reduction_length: int, algorithm: str = "direct", *, ndim: int = 2, taps: int = 3
 ) -> float:
     """Return the largest error to accept in any element, relative to the rms of the exact result.
 
@@ -31,11 +60,18 @@ def tolerance(
     reduction_length
         n, the number of products in the sum of one element; 1 for element-wise operations.
     algorithm
-        That computed it. ``"winograd"`` is held to its own documented bound.
-    ndim
-        Number of spatial axes, for ``"winograd"``.
+        That computed it. ``"winograd"`` is held to its own documented bound. ``"winograd weight gradient"`` sums as
+        above, over at most 64 tiles in registers and then over those sums, but its errors are those of products that
+        are larger by `amplification` for each axis; the transforms before and after round some times more, which
+        counts as four more terms of the sum for each axis.
+    ndim, taps
+        Number of spatial axes, and taps along each, for Winograd.
     """
     eps = float(np.finfo(np.dtype(dtype)).eps)
+    if algorithm == "winograd weight gradient":
+        worst = max(amplification(_POINTS[m + taps - 1], taps, m) for m in _GRADIENT_TILES[taps])
+        terms = min(reduction_length, _TILES_OF_A_SUM) + reduction_length / _TILES_OF_A_SUM + 4 * ndim
+        return eps * worst**ndim * (4 + 2 * terms**0.5)
     if algorithm == "winograd":
         return _WINOGRAD[ndim] * eps / float(np.finfo(np.float32).eps)
     return eps * (4 + 2 * max(reduction_length, 1) ** 0.5)
@@ -55,12 +91,13 @@ def assert_close(
     algorithm: str = "direct",
     dtype: object = None,
     magnitude: float = 0.0,
+    taps: int = 3,
 ) -> None:
     """Fail unless `actual` has the shape, the NaNs, the infinities and the values of `expected`.
 
     Parameters
     ----------
-    reduction_length, algorithm
+    reduction_length, algorithm, taps
         See `tolerance`.
     dtype
         Of the computation; that of `actual` if None.
@@ -74,7 +111,7 @@ def assert_close(
     np.testing.assert_array_equal(actual[~finite], expected[~finite])
     scale = max(rms(expected), magnitude)
     bound = scale * tolerance(
-        dtype or actual.dtype, reduction_length, algorithm, ndim=actual.ndim - 2
+        dtype or actual.dtype, reduction_length, algorithm, ndim=actual.ndim - 2, taps=taps
     )
     error = np.abs(actual[finite].astype(np.float64) - expected[finite])
     # written so that NaN where a number is right fails

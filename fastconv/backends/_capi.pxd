@@ -70,12 +70,17 @@ cdef extern from "fastconv.h" nogil:
     int fc_channelwise_run(const fc_channelwise *p, const void *x, const void *packed, const void *bias, void *out,
                             void *workspace, int64_t task)
 
+    enum:
+        FC_WGRAD_DIRECT
+        FC_WGRAD_IM2COL
+        FC_WGRAD_WINOGRAD
+
     ctypedef struct fc_wgrad:
         fc_lattice l
-        int64_t splits, tasks, merge_tasks, partial_bytes, workspace_bytes
+        int form, shape
+        int64_t splits, tasks, merge_tasks, partial_bytes, workspace_bytes, merge_bytes
 
     void fc_wgrad_block(fc_wgrad *p)
-    void fc_wgrad_run(const fc_wgrad *p, const void *x, const void *dy, void *dw, void *partial, void *workspace,
-                      int64_t task)
-    void fc_wgrad_merge(const fc_wgrad *p, const void *partial, void *dw, int64_t task)
-    int fc_wgrad_finite(const fc_wgrad *p, const void *dy, int64_t image)
+    int fc_wgrad_run(const fc_wgrad *p, const void *x, const void *dy, void *dw, void *partial, void *workspace,
+                     int64_t task)
+    void fc_wgrad_merge(const fc_wgrad *p, const void *partial, void *dw, void *workspace, int64_t task)

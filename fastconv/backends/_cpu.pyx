@@ -190,4 +190,6 @@ cdef int give(Buffer buffer) except -1:
 
 include "_cpu_call.pxi"
 include "_cpu_conv.pxi"
+include "_cpu_wgrad.pxi"
 include "_cpu_pool.pxi"
+include "_cpu_train.pxi"

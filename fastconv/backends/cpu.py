@@ -103,7 +103,8 @@ def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | 
         return reference.conv_weight_grad(problem, x, dy, out=out)
     if out is None:
         out = empty(problem.w_shape, problem.dtype, problem.order)
-    plan.engine.run(x, dy, out, plan.threads)
+    if not plan.engine.run(x, dy, out, plan.threads):
+        plan_for(problem, "conv_weight_grad", FINITE_OR_NOT).engine.run(x, dy, out, plan.threads)
     return out
 
 

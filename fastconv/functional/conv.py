@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, as_array, check_out
-from fastconv.backends import select
+from fastconv.backends import cpu_train, select
 from fastconv.backends.select import call_key
 from fastconv.config import token
 from fastconv.functional.padding import check_padding_mode, fold_padding, pad
@@ -99,9 +99,15 @@ def spatial_axes(op: str, ndim: int | None, weight: Array) -> int:
     return ndim if ndim is not None else check_ndim(weight.ndim - 2, op)
 
 
+def conv_relu(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, padding: Padding = 0, dilation: Ints = 1,
+              groups: int = 1, *, padding_mode: str = "zeros", out: Any = None) -> Array:
+    """``relu(conv(...))``, in one pass; see `conv`."""
+    return _conv("conv", None, input, weight, bias, stride, padding, dilation, groups, padding_mode, "auto", out, True)
+
+
 def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
-          groups: Any, padding_mode: str, algorithm: str, out: Any) -> Array:
-    options = (op, stride, padding, dilation, groups, padding_mode, algorithm, token())
+          groups: Any, padding_mode: str, algorithm: str, out: Any, relu: bool = False) -> Array:
+    options = (op, stride, padding, dilation, groups, padding_mode, algorithm, token(), int(relu))
     key = call_key(options, input, weight, bias) if out is None else None
     repeat = _repeats.get(key)
     if repeat is not None:
@@ -118,10 +124,10 @@ def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride:
     b = checked_bias(op, bias, problem.out_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.y_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
-    run = select.backend(op, ("input", x), ("weight", w), ("bias", b)).Run(problem, "conv", algorithm)
+    run = select.backend(op, ("input", x), ("weight", w), ("bias", b)).Run(problem, "conv", algorithm, relu=relu)
     y = run(x, w, b, out)
     if b is bias and not alone:
-        remember(_repeats, key, run, options[-1])
+        remember(_repeats, key, run, options[7])
     return y[0] if alone else y
 
 
@@ -258,12 +264,13 @@ def conv_bias_grad(grad_output: Any, *, batched: bool = True) -> Array:
 
     Returns
     -------
-    (K,), accumulated in float64
+    (K,), accumulated in float64 over sums of at most 64 elements
     """
     dy = as_array(grad_output, "grad_output", "conv_bias_grad")
+    if isinstance(dy, np.ndarray):
+        return cpu_train.channel_sums(dy if batched else dy[None])
     channel = 1 if batched else 0
-    axes = tuple(a for a in range(dy.ndim) if a != channel)
-    return dy.sum(axis=axes, dtype=np.float64).astype(dy.dtype)
+    return dy.sum(axis=tuple(a for a in range(dy.ndim) if a != channel), dtype=np.float64).astype(dy.dtype)
 
 
 # ---- Transposed convolution --------------------------------------------------------------------------------------

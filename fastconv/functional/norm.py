@@ -1,7 +1,8 @@
 """Batch normalisation and local response normalisation, with their gradients.
 
 Input and output are (N, C, \\*spatial) in float32 or float64; outputs keep the memory order of the input. Sums over
-the batch are taken in float64, so that a mean over many elements loses nothing in float32.
+the batch are taken in float64 over sums of at most 64 elements, so that a mean over many elements loses nothing in
+float32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import numpy as np
 
 from fastconv.arrays import Array, as_array
+from fastconv.backends import cpu_train
 from fastconv.functional.pointwise import check_grad, quiet
 
 
@@ -23,17 +25,6 @@ def _check_channels(x: Array, arrays: dict[str, Array | None], op: str) -> None:
         if array is not None and array.shape != (channels,):
             raise ValueError(f"{op}: {name} has shape {array.shape}, but input has {channels} channels: shape "
                              f"({channels},) is needed. Hint: the channels are axis 1 of {x.shape}")
-
-
-def _per_channel(values: Array, x: Array) -> Array:
-    """Shape (C,) as (C, 1, ..., 1) in the dtype of `x`, ready to broadcast against it."""
-    return values.astype(x.dtype, copy=False).reshape(-1, *[1] * (x.ndim - 2))
-
-
-def _channel_sum(x: Array, y: Array | None = None) -> Array:
-    """Sum over all axes but 1 of `x`, or of ``x * y``, in float64: shape (C,)."""
-    axes = (0, *range(2, x.ndim))
-    return np.asarray(np.sum(x if y is None else x * y, axes, dtype=np.float64))
 
 
 @quiet
@@ -52,13 +43,9 @@ def batch_statistics(input: Array) -> tuple[Array, Array]:
     """
     x = as_array(input, "input", "batch_statistics")
     _check_channels(x, {}, "batch_statistics")
-    count = _reduced(x)
-    mean = _channel_sum(x) / count
-    # Two passes: E[x^2] - E[x]^2 cancels where the mean is large against the deviation. The mean is rounded to the
-    # dtype of x before it is subtracted; the second term takes that rounding back out.
-    centred = x - _per_channel(mean, x)
-    var = _channel_sum(centred, centred) / count - (_channel_sum(centred) / count) ** 2
-    return mean, np.maximum(var, 0)
+    if x.size == 0:
+        return np.full(x.shape[1:2], np.nan), np.full(x.shape[1:2], np.nan)
+    return cpu_train.batch_moments(x)
 
 
 def _reduced(x: Array) -> int:
@@ -94,15 +81,13 @@ def normalize(input: Array, mean: Array, var: Array, weight: Array | None = None
     """
     x = as_array(input, "input", "normalize")
     _check_channels(x, {"mean": mean, "var": var, "weight": weight, "bias": bias}, "normalize")
-    scale = 1 / np.sqrt(var.astype(np.float64) + eps)
-    if weight is not None:
-        scale = scale * weight
-    # Centred first: folding the mean into the shift would cancel where the mean is large against the deviation.
-    y = np.subtract(x, _per_channel(mean, x), out=np.empty_like(x))
-    y *= _per_channel(scale, x)
-    if bias is not None:
-        y += _per_channel(bias, x)
-    return y
+    if x.size == 0:
+        return np.empty_like(x)
+    return cpu_train.batch_norm(x, _doubles(mean), _doubles(var), weight, bias, eps)
+
+
+def _doubles(values: Array) -> Array:
+    return np.ascontiguousarray(values, np.float64)
 
 
 def batch_norm(input: Array, running_mean: Array | None, running_var: Array | None, weight: Array | None = None,
@@ -232,21 +217,7 @@ def batch_norm_grad(grad_output: Array, input: Array, running_mean: Array | None
     else:
         mean, var = _running(running_mean, running_var, "batch_norm_grad")
     _check_channels(x, {"mean": mean, "var": var, "weight": weight}, "batch_norm_grad")
-    inv_std = 1 / np.sqrt(var.astype(np.float64) + eps)
-    dx = np.subtract(x, _per_channel(mean, x), out=np.empty_like(x))
-    dx *= _per_channel(inv_std, x)
-    db = _channel_sum(dy)
-    dw = _channel_sum(dy, dx)
-    scale = inv_std if weight is None else inv_std * weight
-    if training:
-        count = _reduced(x)
-        dx *= _per_channel(dw / -count, x)
-        dx += dy
-        dx -= _per_channel(db / count, x)
-        dx *= _per_channel(scale, x)
-    else:
-        np.multiply(dy, _per_channel(scale, x), out=dx)
-    return dx, dw.astype(x.dtype), db.astype(x.dtype)
+    return cpu_train.batch_norm_grad(x, dy, _doubles(mean), _doubles(var), weight, None, eps, training)
 
 
 def _window_sum(x: Array, before: int, after: int) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import FLOAT32, FLOAT64, Array, as_array
+from fastconv.backends import cpu_train
 
 # IEEE arithmetic is what these functions promise: exp may underflow, inf - inf is NaN, and neither is an event.
 quiet = np.errstate(all="ignore")
@@ -68,7 +69,7 @@ def relu(input: Array) -> Array:
         Same shape, dtype and memory order; NaN stays NaN.
     """
     x = as_array(input, "input", "relu")
-    return np.maximum(x, 0, out=np.empty_like(x))
+    return cpu_train.relu(x) if isinstance(x, np.ndarray) else np.maximum(x, 0, out=np.empty_like(x))
 
 
 @quiet
@@ -76,7 +77,8 @@ def relu_grad(grad_output: Array, output: Array) -> Array:
     """Gradient of `relu`: `grad_output` where ``output > 0``, else zero (also at 0, as in PyTorch)."""
     y = as_array(output, "output", "relu_grad")
     # A NaN output lets the gradient pass, as in PyTorch.
-    return zero_where(y <= 0, check_grad(grad_output, y, "relu_grad"), np.empty_like(y))
+    dy = check_grad(grad_output, y, "relu_grad")
+    return cpu_train.relu_grad(dy, y) if isinstance(y, np.ndarray) else zero_where(y <= 0, dy, np.empty_like(y))
 
 
 @quiet

@@ -60,6 +60,7 @@ from fastconv.nn.pool import (
     MaxUnpool2d,
     MaxUnpool3d,
 )
+from fastconv.nn.training_path import first_layers, skip_input_gradients, use_channels_last
 
 __all__ = [
     "ADAPTIVE_AVG_POOL",
@@ -130,7 +131,10 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "blocks",
     "cross_entropy",
+    "first_layers",
     "init",
     "mse_loss",
     "seed",
+    "skip_input_gradients",
+    "use_channels_last",
 ]

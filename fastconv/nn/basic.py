@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
+from fastconv.backends import cpu_train
 from fastconv.functional import pointwise
 from fastconv.functional.activations import Spec
 from fastconv.functional.conv import linear, linear_input_grad, linear_weight_grad
@@ -63,8 +64,7 @@ class Linear(PreparedLayer):
             if weight.requires_grad:
                 weight.add_grad(linear_weight_grad(x, dy))
             if bias is not None and bias.requires_grad:
-                rows = dy.reshape(-1, dy.shape[-1])
-                bias.add_grad(rows.sum(0, dtype=np.float64).astype(dy.dtype))
+                bias.add_grad(cpu_train.channel_sums(dy.reshape(-1, dy.shape[-1])))
             return linear_input_grad(dy, weight.value)
 
         return y, backward

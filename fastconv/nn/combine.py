@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
 
 from fastconv.arrays import Array, Order, empty, memory_order
+from fastconv.backends import cpu_train
+from fastconv.functional.pointwise import relu_grad
 from fastconv.nn.activation import activation_spec
 from fastconv.nn.basic import Identity
-from fastconv.nn.fusion import stages
+from fastconv.nn.fusion import is_plain_relu, stages, takes_relu
 from fastconv.nn.layer import Backward, Layer
 
 
@@ -53,8 +56,13 @@ class Sequential(_Group):
     def forward(self, x: Any) -> tuple[Any, Backward]:
         """Run all layers in order; see `Layer.forward`."""
         steps: list[Backward] = []
-        for layer in self:
-            x, step = layer.forward(x)
+        layers, fused = list(self), False
+        for layer, behind in itertools.zip_longest(layers, layers[1:]):
+            if fused:  # into the layer before
+                fused = False
+                continue
+            fused = takes_relu(layer) and is_plain_relu(behind)
+            x, step = layer.forward(x, relu=True) if fused else layer.forward(x)
             steps.append(step)
 
         def backward(dy: Any) -> Any:
@@ -109,7 +117,12 @@ class Residual(Layer):
         """Run branch, shortcut, sum and activation; see `Layer.forward`."""
         residual, branch_backward = self.branch.forward(x)
         skipped, shortcut_backward = self.shortcut.forward(x)
-        y, activation_backward = self.activation.forward(_add(residual, skipped))
+        activation_backward: Backward
+        if is_plain_relu(self.activation):
+            y = _add(residual, skipped, relu=True)
+            activation_backward = partial(relu_grad, output=y)
+        else:
+            y, activation_backward = self.activation.forward(_add(residual, skipped))
 
         def backward(dy: Array) -> Array:
             dy = activation_backward(dy)
@@ -131,11 +144,14 @@ class Residual(Layer):
         return y if activation is not None else self.activation(y)
 
 
-def _add(a: Array, b: Array) -> Array:
+def _add(a: Array, b: Array, relu: bool = False) -> Array:
     if a.shape != b.shape:
         raise ValueError(f"Residual: the branch gives shape {a.shape}, but the shortcut {b.shape}; they are added and "
                          "must agree. Hint: a shortcut of a 1x1 convolution with the branch's stride and channels")
-    return np.add(a, b, out=np.empty_like(a))
+    if a.dtype != b.dtype:
+        y = np.add(a, b, out=np.empty_like(a))
+        return np.maximum(y, 0, out=y) if relu else y
+    return cpu_train.add(a, b, relu)
 
 
 class Branches(_Group):

@@ -7,21 +7,24 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastconv.arrays import Array, as_array
+from fastconv.arrays import Array, Order, as_array, empty
 from fastconv.functional.activations import Spec
 from fastconv.functional.conv import (
     conv,
     conv_bias_grad,
     conv_input_grad,
+    conv_relu,
     conv_transpose,
     conv_transpose_input_grad,
     conv_transpose_weight_grad,
     conv_weight_grad,
 )
+from fastconv.functional.pointwise import relu_grad
 from fastconv.functional.prepared import PreparedConv, PreparedConvTranspose, prepare_conv, prepare_conv_transpose
 from fastconv.nn import init
 from fastconv.nn.layer import Backward, Parameter, float_dtype, inherit_doc
 from fastconv.nn.prepared import PreparedLayer
+from fastconv.problem import conv_problem
 from fastconv.problem.common import explicit_padding, integer, per_axis
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -117,6 +120,8 @@ class _Conv(_ConvBase):
     transposed = False
     input_grad = True
     """Whether `backward` computes the gradient of the input; without it gives None, for a layer that sees the data."""
+    order: Order | None = None
+    """Memory order of the output of `forward`; None keeps that of the input."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], stride: Any = 1,
                  padding: Any = 0, dilation: Any = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
@@ -124,21 +129,29 @@ class _Conv(_ConvBase):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
                          dtype, rng)
 
-    def forward(self, x: Array, out: Array | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, out: Array | None = None, relu: bool = False) -> tuple[Array, Backward]:
         """Run on `x` of shape (N, in_channels, \\*spatial) or (in_channels, \\*spatial); see `Layer.forward`.
 
-        The output is written into `out` if given, which may be a slice of a larger array.
+        The output is written into `out` if given, which may be a slice of a larger array. With `relu` max(., 0) is
+        applied to it, in the same pass.
         """
         weight, bias, version, mode = self.weight, self.bias, self.weight.version, self.padding_mode
         x = as_array(x, "input", type(self).__name__)
         batched = x.ndim == self.ndim + 2
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        y = conv(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode, out=out)
+        if out is None and batched and self.order is not None:
+            shape = conv_problem(x, weight.value, *geometry, ndim=self.ndim).y_shape if mode == "zeros" else None
+            out = shape and empty(shape, x.dtype, self.order)
+        run = conv_relu if relu else conv
+        y = run(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode, out=out)
 
         def backward(dy: Array) -> Array | None:
             weight.check_version(version, "weight")
+            if relu:
+                dy = relu_grad(dy, y)
             if weight.requires_grad:
-                weight.add_grad(conv_weight_grad(x, weight.shape, dy, *geometry, padding_mode=mode))
+                weight.add_grad(conv_weight_grad(x, weight.shape, dy, *geometry, padding_mode=mode,
+                                                 out=np.empty(weight.shape, weight.dtype)))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
             if not self.input_grad:
@@ -227,7 +240,8 @@ class _ConvTranspose(_ConvBase):
         def backward(dy: Array) -> Array:
             weight.check_version(version, "weight")
             if weight.requires_grad:
-                weight.add_grad(conv_transpose_weight_grad(x, weight.shape, dy, *geometry))
+                weight.add_grad(conv_transpose_weight_grad(x, weight.shape, dy, *geometry,
+                                                           out=np.empty(weight.shape, weight.dtype)))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
             return conv_transpose_input_grad(dy, weight.value, *geometry, out=np.empty_like(x))

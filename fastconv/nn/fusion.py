@@ -10,14 +10,27 @@ import numpy as np
 from fastconv.arrays import Array
 from fastconv.functional.activations import Spec, find_activation
 from fastconv.nn.activation import activation_spec
-from fastconv.nn.basic import Linear
+from fastconv.nn.basic import Linear, ReLU
 from fastconv.nn.conv import CONV, CONV_TRANSPOSE
 from fastconv.nn.layer import Layer
-from fastconv.nn.norm import _BatchNorm
+from fastconv.nn.norm import BATCH_NORM, _BatchNorm
 from fastconv.nn.prepared import PreparedLayer
 
 # Layers of the user's own classes may do anything, so they run as they are.
 _STARTS = frozenset({*CONV.values(), *CONV_TRANSPOSE.values(), Linear})
+
+
+_TAKES_RELU = frozenset({*CONV.values(), *BATCH_NORM.values()})
+
+
+def takes_relu(layer: Layer) -> bool:
+    """Whether the training path of a layer can end in a ReLU."""
+    return type(layer) in _TAKES_RELU and "forward" not in vars(layer)
+
+
+def is_plain_relu(layer: Layer | None) -> bool:
+    """Whether a layer is a ReLU that nobody has changed, so that another layer may do its work."""
+    return type(layer) is ReLU and "forward" not in vars(layer)
 
 
 class Stage(NamedTuple):

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
+from fastconv.backends import cpu_train
 from fastconv.functional import norm
+from fastconv.functional.pointwise import check_grad
 from fastconv.nn.layer import Backward, Buffer, Layer, Leaf, Parameter, float_dtype, inherit_doc
 
 
@@ -72,31 +74,47 @@ class _BatchNorm(Layer):
         self.running_var = Buffer(ones) if track_running_stats else None
         self.num_batches_tracked = Buffer(np.int64(0)) if track_running_stats else None
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
-        """Run on `x` of shape (N, num_features, \\*spatial); see `Layer.forward`."""
+    def forward(self, x: Array, relu: bool = False) -> tuple[Array, Backward]:
+        """Run on `x` of shape (N, num_features, \\*spatial); see `Layer.forward`.
+
+        With `relu` max(., 0) is applied to the result, in the same pass.
+        """
         x = self._check(x)
+        norm.check_eps(self.eps)
         training = not self.frozen
+        weight, bias, eps = self.weight, self.bias, self.eps
+        versions = [p.version if p else 0 for p in (weight, bias)]
         if training:
             norm.check_several_values(x)
-            mean, var = norm.batch_statistics(x)
-            self._track(mean, var, x.size // self.num_features)
+            mean, var = np.empty(self.num_features), np.empty(self.num_features)
         else:
-            mean, var = self._running()
-        weight, bias, eps = self.weight, self.bias, self.eps
-        version = weight.version if weight else 0
-        y = self._normalize(x, mean, var)
+            mean, var = (a.astype(np.float64) for a in self._running())
+        if x.size == 0:
+            return np.empty_like(x), lambda dy: self._empty_grad(x)
+        y = cpu_train.batch_norm(x, mean, var, weight.value if weight else None, bias.value if bias else None, eps,
+                                 training, relu)
+        if training:
+            self._track(mean, var, x.size // self.num_features)
 
         def backward(dy: Array) -> Array:
-            if weight is not None:
-                weight.check_version(version, "weight")
-            dx, dw, db = norm.batch_norm_grad(dy, x, mean, var, weight.value if weight else None, training, eps,
-                                              statistics=(mean, var))
+            for parameter, version, name in zip((weight, bias), versions, ("weight", "bias"), strict=True):
+                if parameter is not None and (name == "weight" or relu):
+                    parameter.check_version(version, name)
+            dy = check_grad(dy, x, type(self).__name__)
+            dx, dw, db = cpu_train.batch_norm_grad(x, dy, mean, var, weight.value if weight else None,
+                                                   bias.value if bias else None, eps, training, relu)
             for parameter, grad in ((weight, dw), (bias, db)):
                 if parameter is not None:
                     parameter.add_grad(grad)
             return dx
 
         return y, backward
+
+    def _empty_grad(self, x: Array) -> Array:
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.add_grad(np.zeros(self.num_features, x.dtype))
+        return np.empty_like(x)
 
     def __call__(self, x: Array) -> Array:
         """Normalise by the running statistics; by those of the batch if none are kept."""

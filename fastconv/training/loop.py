@@ -27,7 +27,8 @@ import numpy as np
 
 from fastconv.functional.pointwise import softmax
 from fastconv.models.googlenet import AUXILIARY_WEIGHT
-from fastconv.nn import Branches, Layer, Sequential, cross_entropy
+from fastconv.nn import Layer, cross_entropy
+from fastconv.nn.training_path import first_layers
 from fastconv.training.data import Augment, Input, Split, batches
 from fastconv.training.metrics import Evaluation
 from fastconv.training.progress import Progress
@@ -248,12 +249,8 @@ def fit(
 
 @contextmanager
 def _without_input_gradients(model: Layer) -> Iterator[None]:
-    """Spare the layers that see the data the gradient of their input, which nobody reads.
-
-    It can cost more than all the rest: a large kernel over few channels at the full size of the image.
-    """
-    names = [id(layer) for _, layer in model.named_layers()]
-    spared = [layer for layer in _first_layers(model) if names.count(id(layer)) == 1]  # not one that comes again later
+    """Spare the layers that see the data the gradient of their input, which nobody reads."""
+    spared = [layer for layer in first_layers(model) if layer.input_grad]
     for layer in spared:
         layer.input_grad = False
     try:
@@ -261,17 +258,6 @@ def _without_input_gradients(model: Layer) -> Iterator[None]:
     finally:
         for layer in spared:
             layer.input_grad = True
-
-
-def _first_layers(model: Layer) -> Iterator[Any]:
-    """The layers with a switch for the gradient of their input that see nothing but the input of `model`."""
-    if isinstance(model, Sequential):
-        yield from _first_layers(model[0])
-    elif isinstance(model, Branches):
-        for branch in model:
-            yield from _first_layers(branch)
-    elif hasattr(model, "input_grad"):
-        yield model
 
 
 def evaluate(

@@ -23,16 +23,14 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array
+from fastconv.backends import _cpu
+from fastconv.config import settings
 from fastconv.nn.layer import Parameter
 
 
 def _check_range(op: str, name: str, value: float, low: float, high: float, hint: str) -> None:
     if not low <= value <= high:
         raise ValueError(f"{op}: {name} is {value}, but {low} <= {name} <= {high} is needed. Hint: {hint}")
-
-
-_PIECE = 32768
-"""Elements of a parameter that `Adam` moves at a time: under 1 MB with its temporaries."""
 
 
 class Optimizer:
@@ -157,17 +155,13 @@ class SGD(Optimizer):
         self.nesterov = nesterov
 
     def _update(self, value: Array, grad: Array, state: dict[str, Any]) -> None:
-        if self.weight_decay:
-            grad = grad + self.weight_decay * value
-        if self.momentum:
-            velocity = state.get("velocity")
-            if velocity is None:
-                state["velocity"] = velocity = np.array(grad)
-            else:
-                velocity *= self.momentum
-                velocity += (1 - self.dampening) * grad
-            grad = grad + self.momentum * velocity if self.nesterov else velocity
-        value -= self.lr * grad
+        velocity, first = state.get("velocity"), False
+        if self.momentum and velocity is None:
+            state["velocity"] = velocity = np.empty_like(value)
+            first = True
+        current = settings()
+        _cpu.sgd_step(value, np.ascontiguousarray(grad), velocity if self.momentum else None, self.lr, self.momentum,
+                      1 - self.dampening, self.weight_decay, first, self.nesterov, current.isa, current.threads)
 
 
 class Adam(Optimizer):
@@ -213,25 +207,13 @@ class Adam(Optimizer):
         if not state:
             state.update(step=0, mean=np.zeros_like(value), square=np.zeros_like(value))
         state["step"] += 1
-        # In pieces that stay in cache: a dozen passes over a layer of megabytes would each go to memory.
-        value, grad, mean, square = (array.reshape(-1) for array in (value, grad, state["mean"], state["square"]))
-        for start in range(0, value.size, _PIECE):
-            piece = slice(start, start + _PIECE)
-            self._update_piece(value[piece], grad[piece], mean[piece], square[piece], state["step"])
-
-    def _update_piece(self, value: Array, grad: Array, mean: Array, square: Array, step: int) -> None:
         beta1, beta2 = self.betas
-        if self.decoupled:
-            value *= 1 - self.lr * self.weight_decay
-        elif self.weight_decay:
-            grad = grad + self.weight_decay * value
-        mean += (1 - beta1) * (grad - mean)
-        square *= beta2
-        square += (1 - beta2) * grad * grad
-        denominator = np.sqrt(square)
-        denominator /= math.sqrt(1 - beta2**step)
-        denominator += self.eps
-        value -= self.lr / (1 - beta1**step) * mean / denominator
+        step, decay = state["step"], self.weight_decay
+        constants = (1 - self.lr * decay if self.decoupled else 1.0, 0.0 if self.decoupled else decay, 1 - beta1, beta2,
+                     1 - beta2, self.lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), self.eps)
+        current = settings()
+        _cpu.adam_step(value, np.ascontiguousarray(grad), state["mean"], state["square"], constants, current.isa,
+                       current.threads)
 
 
 class AdamW(Adam):

@@ -1,0 +1,189 @@
+/* Weight gradient by Winograd's minimal filtering; see fc_wgrad in fastconv.h. */
+#include <stddef.h>
+#include <string.h>
+
+#include "blocking.h"
+#include "wgrad.h"
+
+/* Budgets in L2: sums of products of a block; transforms of a unit.  Tiles of a partial sum; tiles that a split, which
+ * transforms its own sums, is worth. */
+enum { SUM_BYTES = 600 * 1024, UNIT_BYTES = 448 * 1024, MAX_TILES = 64, MIN_SPLIT_TILES = 96 };
+
+enum { LINE = 64 / sizeof(real) };
+
+static const struct {
+    int points[3], outputs[3], taps;
+} shapes[] = {
+#define FC_WINO(name, nz, ny, nx, mz, my, mx, r) {{nz, ny, nx}, {mz, my, mx}, r},
+#include "winograd.def"
+#undef FC_WINO
+};
+
+static int points_of(int shape) { return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2]; }
+
+static int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
+
+/* `n` in even blocks of at most `most`, whole units. */
+static int64_t even(int64_t n, int64_t most, int64_t unit) {
+    n = max64(n, 1);
+    return round_up(ceil_div(n, ceil_div(n, max64(most, unit))), unit);
+}
+
+void FC_NAME(fc_wgrad_winograd_block)(fc_wgrad *p) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int points = points_of(p->shape);
+    const int64_t real_bytes = (int64_t)sizeof(real);
+    p->tiles_per_image = 1;
+    for (int a = 0; a < 3; a++) {
+        p->tiles[a] = ceil_div(l->out_size[a], shapes[p->shape].outputs[a]);
+        p->tiles_per_image *= p->tiles[a];
+        p->low[a] = INT64_MAX;
+        for (int64_t t = 0; t < l->taps; t++) p->low[a] = min64(p->low[a], l->tap_at[3 * t + a]);
+    }
+    const int64_t tiles = l->batch * p->tiles_per_image, sums = SUM_BYTES / real_bytes / points;
+    int64_t side = k->vl; /* of a square block */
+    while ((side + k->vl) * (side + k->vl) <= sums) side += k->vl;
+    p->block_out = even(l->out_channels, max64(sums / min64(side, round_up(max64(l->in_channels, 1), k->vl)), k->nr) /
+                                             k->nr * k->nr, k->vl);
+    if (p->block_out > k->nr && p->block_out < l->out_channels) p->block_out = round_up(p->block_out, k->nr);
+    p->block_channels = even(l->in_channels, sums / p->block_out / k->vl * k->vl, k->vl);
+    p->ldk = p->block_out, p->ldc = p->block_channels;
+
+    const int64_t per_tile = points * (p->ldc + p->ldk) * real_bytes;
+    p->block_tiles = max64(min64(min64(UNIT_BYTES / per_tile, MAX_TILES), tiles), 1);
+    p->units = ceil_div(tiles, p->block_tiles);
+    p->block_tiles = max64(ceil_div(tiles, max64(p->units, 1)), 1);
+    p->units = ceil_div(tiles, p->block_tiles);
+    p->min_units = ceil_div(MIN_SPLIT_TILES, p->block_tiles);
+    p->ldq_v = p->block_tiles * p->ldc + LINE;
+    p->ldq_z = p->block_tiles * p->ldk + LINE;
+
+    p->stage = 0;
+    if (l->in_stride[1] != 1 || l->out_stride[1] != 1) {
+        const int64_t width = min64(p->block_tiles, p->tiles[2]) * shapes[p->shape].outputs[2] + shapes[p->shape].taps;
+        p->stage = shapes[p->shape].points[0] * shapes[p->shape].points[1] * width * k->vl;
+    }
+    p->workspace_bytes = align64(points * (p->ldq_v + p->ldq_z) * real_bytes) +
+                         align64(points * (p->ldc * p->ldk + LINE) * real_bytes) + align64(p->stage * real_bytes) +
+                         align64(k->vl * real_bytes);
+}
+
+/* One of the two operands: the patches of x, or the tiles of dy. */
+typedef struct {
+    const real *at;
+    const int64_t *size, *stride; /* of the space; of image, channel and space */
+    int64_t low[3];               /* position of the first element of tile 0 */
+    const int *patch;             /* elements along each axis */
+    void (*transform)(int shape, const fc_wino_input *g);
+    int64_t channels, ld, ldq;
+} operand;
+
+/* Transforms `run` tiles from `tile` on, which lie side by side in a row, to v, of VL channels or all of them. */
+static void transform(const fc_wgrad *p, const operand *o, int64_t tile, int64_t run, real *v, real *stage) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int *outputs = shapes[p->shape].outputs, *patch = o->patch;
+    const int64_t at[3] = {tile / p->tiles[2] / p->tiles[1] % p->tiles[0] * outputs[0] + o->low[0],
+                           tile / p->tiles[2] % p->tiles[1] * outputs[1] + o->low[1],
+                           tile % p->tiles[2] * outputs[2] + o->low[2]};
+    const real *from = o->at + tile / p->tiles_per_image * o->stride[0];
+    if (o->stride[1] == 1) {
+        fc_wino_input g = {.channels = o->channels, .ldq = o->ldq};
+        for (int a = 0; a < 3; a++) {
+            from += at[a] * o->stride[a + 2];
+            g.stride[a] = o->stride[a + 2], g.low[a] = -at[a], g.high[a] = o->size[a] - at[a];
+        }
+        for (int64_t i = 0; i < run; i++, v += o->ld) {
+            g.in = from + i * outputs[2] * o->stride[4];
+            g.v = v;
+            o->transform(p->shape, &g);
+            g.low[2] -= outputs[2], g.high[2] -= outputs[2];
+        }
+        return;
+    }
+    /* Other memory orders: rows of VL channels at a time are brought into order first. */
+    fc_wino_input g = {.channels = k->vl, .ldq = o->ldq, .high = {patch[0], patch[1], patch[2]}};
+    const int64_t width = (run - 1) * outputs[2] + patch[2], row = width * k->vl;
+    const int64_t low = min64(max64(-at[2], 0), width), high = max64(min64(o->size[2] - at[2], width), low);
+    g.stride[2] = k->vl, g.stride[1] = row, g.stride[0] = patch[1] * row;
+    for (int64_t c = 0; c < o->channels; c += k->vl) {
+        real *to = stage;
+        for (int z = 0; z < patch[0]; z++)
+            for (int y = 0; y < patch[1]; y++, to += row) {
+                if (at[0] + z < 0 || at[0] + z >= o->size[0] || at[1] + y < 0 || at[1] + y >= o->size[1]) {
+                    memset(to, 0, (size_t)row * sizeof(real));
+                    continue;
+                }
+                memset(to, 0, (size_t)(low * k->vl) * sizeof(real));
+                k->channels_in(from + (at[0] + z) * o->stride[2] + (at[1] + y) * o->stride[3] +
+                                   (at[2] + low) * o->stride[4] + c * o->stride[1],
+                               o->stride[1], o->stride[4], o->channels - c, high - low, to + low * k->vl, k->vl);
+                memset(to + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
+            }
+        for (int64_t i = 0; i < run; i++) {
+            g.in = stage + i * outputs[2] * k->vl;
+            g.v = v + i * o->ld + c;
+            o->transform(p->shape, &g);
+        }
+    }
+}
+
+static void transform_unit(const fc_wgrad *p, const operand *o, int64_t from, int64_t to, real *v, real *stage) {
+    for (int64_t tile = from, run; tile < to; tile += run, v += run * o->ld) {
+        run = min64(to - tile, p->tiles[2] - tile % p->tiles[2]);
+        transform(p, o, tile, run, v, stage);
+    }
+}
+
+int FC_NAME(fc_wgrad_winograd_sum)(const fc_wgrad *p, const real *in, const real *dy, const fc_wgrad_share *s,
+                                   real *sum, char *workspace) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int points = points_of(p->shape);
+    const int64_t channels = s->c1 - s->c0, lanes = round_up(s->k1 - s->k0, k->vl);
+    const int64_t tiles = l->batch * p->tiles_per_image, ldq_m = p->ldc * p->ldk + LINE;
+    real *v = take(&workspace, points * (p->ldq_v + p->ldq_z) * (int64_t)sizeof(real)), *z = v + points * p->ldq_v;
+    real *m = take(&workspace, points * ldq_m * (int64_t)sizeof(real));
+    real *stage = take(&workspace, p->stage * (int64_t)sizeof(real));
+    real *check = take(&workspace, k->vl * (int64_t)sizeof(real));
+    const operand x = {in, l->in_size, l->in_stride, {p->low[0], p->low[1], p->low[2]}, shapes[p->shape].points,
+                       k->wino_input, channels, p->ldc, p->ldq_v};
+    const operand y = {dy, l->out_size, l->out_stride, {0, 0, 0}, shapes[p->shape].outputs,
+                       k->wino_grad_output, s->k1 - s->k0, p->ldk, p->ldq_z};
+    if (s->from == s->to) {
+        memset(sum, 0, (size_t)(l->taps * channels * p->ldk) * sizeof(real));
+        return 1;
+    }
+
+    const int64_t strips = ceil_div(channels, k->mr);
+    fc_term term;
+    fc_gemm g = {.terms = &term, .n_terms = 1, .lda = p->ldc, .ldb = p->ldk, .ldc = p->ldk};
+    for (int64_t unit = s->from; unit < s->to; unit++) {
+        const int64_t from = unit * p->block_tiles, to = min64(from + p->block_tiles, tiles);
+        transform_unit(p, &x, from, to, v, stage);
+        transform_unit(p, &y, from, to, z, stage);
+        g.add = unit > s->from;
+        term.k = to - from;
+        for (int q = 0; q < points; q++)
+            for (int64_t j = 0; j < lanes; j += k->nr) {
+                const int vectors = lanes - j > k->vl ? 2 : 1;
+                g.n = vectors * k->vl;
+                term.b = z + q * p->ldq_z + j;
+                for (int64_t i = 0; i < strips; i++) {
+                    const int64_t c0 = channels * i / strips, c1 = channels * (i + 1) / strips;
+                    term.a = v + q * p->ldq_v + c0;
+                    g.c = m + q * ldq_m + c0 * p->ldk + j;
+                    k->gemm_col((int)(c1 - c0), vectors, &g);
+                }
+            }
+    }
+
+    memset(check, 0, (size_t)k->vl * sizeof(real));
+    const fc_wino_grad to_taps = {.m = m, .ldq = ldq_m, .ld = p->ldk, .channels = channels, .lanes = lanes, .to = sum,
+                                  .tap_step = channels * p->ldk, .check = check};
+    k->wino_grad_weights(p->shape, &to_taps);
+    for (int i = 0; i < k->vl; i++)
+        if (check[i] != 0) return 0;
+    return 1;
+}

@@ -1,0 +1,181 @@
+/* Weight gradients: operands into panels, results into dw, and the transforms of Winograd's minimal filtering.
+ *
+ * F(r, m) with the points of the forward F(m, r), so that patches are transformed by the same B^T:
+ *
+ *      dw = A^T [ sum over tiles of (G dy) * (B^T x) ]       r taps from tiles of m outputs, n = m + r - 1 points
+ *
+ * A^T has r rows here and G has m columns.  (Lavin and Gray, CVPR 2016, section 3.) */
+#include "kernels.h"
+#include "simd.h"
+
+/* The first `lanes` lanes from p, 0 <= lanes <= VL, zeros in the others; reads nothing else. */
+FC_INLINE vec FC_NAME(load_few)(const real *p, int64_t lanes) {
+    if (lanes == VL) return vload(p);
+    real v[VL] = {0};
+    int64_t done = 0;
+    FC_UNROLL for (int piece = VL / 2; piece > 0; piece /= 2) if (lanes & piece) {
+        memcpy(v + done, p + done, piece * sizeof(real));
+        done += piece;
+    }
+    return vload(v);
+}
+
+static void wgrad_copy(const real *from, int64_t step, int64_t lanes, int64_t count, real *to, int64_t pitch,
+                       int64_t width) {
+    const int64_t whole = lanes / VL * VL;
+    for (int64_t i = 0; i < count; i++, from += step, to += pitch) {
+        int64_t j = 0;
+        for (; j < whole; j += VL) vstore(to + j, vload(from + j));
+        if (j < width) {
+            vstore(to + j, FC_NAME(load_few)(from + j, lanes - j));
+            for (j += VL; j < width; j += VL) vstore(to + j, (vec){0});
+        }
+    }
+}
+
+static void wgrad_store(const real *from, int64_t ld, int64_t width, int64_t lanes, real *to, int64_t lane_stride,
+                        int64_t x_stride) {
+    for (int64_t k = 0; k < lanes; k += VL) {
+        const int64_t rows = lesser(VL, lanes - k);
+        for (int64_t x = 0; x < width; x += VL) {
+            const int64_t n = lesser(VL, width - x);
+            const real *at = from + x * ld + k;
+            vec r[VL];
+            FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(at + i * ld) : (vec){0};
+            FC_NAME(transpose_square)(r);
+            real *out = to + k * lane_stride + x * x_stride;
+            FC_UNROLL for (int i = 0; i < VL; i++) if (i < rows) store_few(out + i * lane_stride, x_stride, n, r[i]);
+        }
+    }
+}
+
+/* G along one axis, in place: m elements, s apart, become n. */
+FC_INLINE void FC_NAME(grad_g)(const int n, const int m, vec *w, const int s) {
+    if (n == 4) {
+        const vec w0 = w[0], w1 = w[s];
+        w[s] = R(0.5) * (w0 + w1);
+        w[2 * s] = R(0.5) * (w0 - w1);
+        w[3 * s] = w1;
+    } else if (n == 6) {
+        const vec w0 = w[0], w1 = w[s];
+        vec even1 = w0, odd1 = R(P1) * w1, even2 = w0, odd2 = R(P2) * w1, last = w1;
+        if (m == 4) {
+            const vec w2 = w[2 * s], w3 = w[3 * s];
+            even1 += R(Q1) * w2, odd1 += R(P1 * Q1) * w3, even2 += R(Q2) * w2, odd2 += R(P2 * Q2) * w3, last = w3;
+        }
+        w[0] = R(1 / (Q1 * Q2)) * w0;
+        w[s] = R(0.5 / (Q1 * (Q1 - Q2))) * (even1 + odd1);
+        w[2 * s] = R(0.5 / (Q1 * (Q1 - Q2))) * (even1 - odd1);
+        w[3 * s] = R(0.5 / (Q2 * (Q2 - Q1))) * (even2 + odd2);
+        w[4 * s] = R(0.5 / (Q2 * (Q2 - Q1))) * (even2 - odd2);
+        w[5 * s] = last;
+    }
+}
+
+/* A^T along one axis, in place: n elements become r. */
+FC_INLINE void FC_NAME(grad_at)(const int n, const int r, vec *d, const int s) {
+    if (n == 4) {
+        const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s];
+        d[0] = d0 + d1 + d2;
+        d[s] = d1 - d2;
+        d[2 * s] = d1 + d2 + d3;
+    } else if (n == 6) {
+        const vec d0 = d[0], sum1 = d[s] + d[2 * s], dif1 = d[s] - d[2 * s], sum2 = d[3 * s] + d[4 * s],
+                  dif2 = d[3 * s] - d[4 * s], d5 = d[5 * s];
+        d[0] = d0 + sum1 + sum2;
+        d[s] = R(P1) * dif1 + R(P2) * dif2;
+        d[2 * s] = R(Q1) * sum1 + R(Q2) * sum2;
+        if (r == 3) d[2 * s] += d5;
+        if (r == 5) {
+            d[3 * s] = R(P1 * Q1) * dif1 + R(P2 * Q2) * dif2;
+            d[4 * s] = R(Q1 * Q1) * sum1 + R(Q2 * Q2) * sum2 + d5;
+        }
+    }
+}
+
+FC_INLINE void FC_NAME(wino_grad_output_body)(const int nz, const int ny, const int nx, const int mz, const int my,
+                                              const int mx, const fc_wino_input *g) {
+    const int64_t sz = g->stride[0], sy = g->stride[1], sx = g->stride[2];
+    const int inside = g->high[0] >= mz && g->high[1] >= my && g->high[2] >= mx;
+    for (int64_t c = 0; c < g->channels; c += VL) {
+        vec d[6 * 6 * 6];
+        const real *in = g->in + c;
+        if (inside && c + VL <= g->channels)
+            for (int z = 0; z < mz; z++) FC_UNROLL for (int y = 0; y < my; y++) FC_UNROLL for (int x = 0; x < mx; x++)
+                d[(z * ny + y) * nx + x] = vload(in + z * sz + y * sy + x * sx);
+        else
+            for (int z = 0; z < mz; z++)
+                for (int y = 0; y < my; y++)
+                    for (int x = 0; x < mx; x++) {
+                        const int valid = z < g->high[0] && y < g->high[1] && x < g->high[2];
+                        const real *p = in + z * sz + y * sy + x * sx;
+                        d[(z * ny + y) * nx + x] = !valid                   ? (vec){0}
+                                                   : c + VL <= g->channels ? vload(p)
+                                                                           : FC_NAME(load_few)(p, g->channels - c);
+                    }
+        for (int z = 0; z < mz; z++) {
+            FC_UNROLL for (int y = 0; y < my; y++) FC_NAME(grad_g)(nx, mx, d + (z * ny + y) * nx, 1);
+            FC_UNROLL for (int x = 0; x < nx; x++) FC_NAME(grad_g)(ny, my, d + z * ny * nx + x, nx);
+        }
+        if (nz > 1)
+            for (int i = 0; i < ny * nx; i++) FC_NAME(grad_g)(nz, mz, d + i, ny * nx);
+        real *v = g->v + c;
+        for (int z = 0; z < nz; z++) FC_UNROLL for (int i = 0; i < ny * nx; i++)
+            vstore(v + (z * ny * nx + i) * g->ldq, d[z * ny * nx + i]);
+    }
+}
+
+FC_INLINE void FC_NAME(wino_grad_weights_body)(const int nz, const int ny, const int nx, const int r,
+                                               const fc_wino_grad *g) {
+    const int rz = nz == 1 ? 1 : r, ry = ny == 1 ? 1 : r, rx = nx == 1 ? 1 : r;
+    vec check = vload(g->check);
+    for (int64_t c = 0; c < g->channels; c++)
+        for (int64_t k = 0; k < g->lanes; k += VL) {
+            vec d[6 * 6 * 6];
+            const real *m = g->m + c * g->ld + k;
+            for (int z = 0; z < nz; z++) FC_UNROLL for (int i = 0; i < ny * nx; i++)
+                d[z * ny * nx + i] = vload(m + (z * ny * nx + i) * g->ldq);
+            if (nz > 1)
+                for (int i = 0; i < ny * nx; i++) FC_NAME(grad_at)(nz, r, d + i, ny * nx);
+            real *to = g->to + c * g->ld + k;
+            for (int z = 0; z < rz; z++) {
+                if (ny > 1)
+                    FC_UNROLL for (int x = 0; x < nx; x++) FC_NAME(grad_at)(ny, r, d + z * ny * nx + x, nx);
+                FC_UNROLL for (int y = 0; y < ry; y++) FC_NAME(grad_at)(nx, r, d + (z * ny + y) * nx, 1);
+                FC_UNROLL for (int y = 0; y < ry; y++) FC_UNROLL for (int x = 0; x < rx; x++) {
+                    const vec v = d[(z * ny + y) * nx + x];
+                    check += v * 0;
+                    vstore(to + ((z * ry + y) * rx + x) * g->tap_step, v);
+                }
+            }
+        }
+    vstore(g->check, check);
+}
+
+#define FC_WINO(name, nz, ny, nx, mz, my, mx, r)                                                             \
+    static void FC_NAME(wino_grad_output_##name)(const fc_wino_input *g) {                                   \
+        FC_NAME(wino_grad_output_body)(nz, ny, nx, mz, my, mx, g);                                           \
+    }                                                                                                        \
+    static void FC_NAME(wino_grad_weights_##name)(const fc_wino_grad *g) {                                   \
+        FC_NAME(wino_grad_weights_body)(nz, ny, nx, r, g);                                                   \
+    }
+#include "winograd.def"
+#undef FC_WINO
+
+static void wino_grad_output(int shape, const fc_wino_input *g) {
+    static void (*const table[])(const fc_wino_input *) = {
+#define FC_WINO(name, ...) FC_NAME(wino_grad_output_##name),
+#include "winograd.def"
+#undef FC_WINO
+    };
+    table[shape](g);
+}
+
+static void wino_grad_weights(int shape, const fc_wino_grad *g) {
+    static void (*const table[])(const fc_wino_grad *) = {
+#define FC_WINO(name, ...) FC_NAME(wino_grad_weights_##name),
+#include "winograd.def"
+#undef FC_WINO
+    };
+    table[shape](g);
+}
