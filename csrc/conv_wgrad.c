@@ -69,8 +69,8 @@ static fc_wgrad_share share(const fc_wgrad *p, int64_t block) {
     return s;
 }
 
-int FC_NAME(fc_wgrad_run)(const fc_wgrad *p, const void *in_, const void *dy_, void *dw, void *partial,
-                          void *workspace, int64_t task) {
+int FC_NAME(fc_wgrad_run)(const fc_wgrad *p, const void *in_, const void *dy_, void *dw, void *partial, void *workspace,
+                          int64_t task) {
     const fc_lattice *l = &p->l;
     const int64_t split = task % p->splits;
     fc_wgrad_share s = share(p, task / p->splits);
@@ -79,8 +79,8 @@ int FC_NAME(fc_wgrad_run)(const fc_wgrad *p, const void *in_, const void *dy_, v
     const real *dy = (const real *)dy_ + l->out_offset + (s.group * l->out_channels + s.k0) * l->out_stride[1];
     char *w = workspace;
     real *sum = take(&w, sum_bytes(p));
-    const int good = (p->form == FC_WGRAD_WINOGRAD ? FC_NAME(fc_wgrad_winograd_sum) : FC_NAME(fc_wgrad_direct_sum))(
-        p, in, dy, &s, sum, w);
+    const int good = (p->form == FC_WGRAD_WINOGRAD ? FC_NAME(fc_wgrad_winograd_sum)
+                                                   : FC_NAME(fc_wgrad_direct_sum))(p, in, dy, &s, sum, w);
     if (p->splits == 1) {
         store(p, &s, sum, dw);
         return good;

@@ -8,6 +8,8 @@
 /* Budgets: pixels of a unit (dy of a panel stays in L1 meanwhile); a block of dw, and the copy of x, in L2. */
 enum { PIXELS = 128, SUM_BYTES = 288 * 1024, STAGE_BYTES = 256 * 1024, MAX_OUT = 256, MIN_CHANNELS = 28 };
 
+enum { MAX_LANE_ROWS = 128 };
+
 /* Output pixels [at, at + count) of a row, `pixel` of the unit's first ones. */
 typedef struct {
     int64_t image, z, y, x, count, pixel;
@@ -78,7 +80,16 @@ void FC_NAME(fc_wgrad_direct_block)(fc_wgrad *p) {
 
     const int64_t per_out = max64(l->taps, 1) * real_bytes;
     const int64_t channels = max64(l->in_channels, 1), out = round_up(max64(l->out_channels, 1), k->vl);
-    if (p->form == FC_WGRAD_IM2COL) {
+    if (p->form == FC_WGRAD_CHANNELWISE) {
+        drop_unread(p);
+        p->group = l->in_channels, p->group_out = l->out_channels;
+        l->out_channels *= l->groups, l->groups = 1;
+        p->block_channels = channels;
+        p->pitch = k->vl;
+        p->strips = 1;
+        /* Taps of a row side by side, if there is a kernel for so many. */
+        p->merged = side_by_side == 3 || side_by_side == 5 || side_by_side == 7 ? side_by_side : 1;
+    } else if (p->form == FC_WGRAD_IM2COL) {
         p->block_channels = min64(channels, max64(SUM_BYTES / (k->nr * per_out), 1));
         p->pitch = p->block_channels * max64(l->taps, 1);
         p->merged = p->strips = 1;
@@ -96,6 +107,10 @@ void FC_NAME(fc_wgrad_direct_block)(fc_wgrad *p) {
     p->block_out = min64(min64(most_out, MAX_OUT), out);
     p->block_out = ceil_div(out, p->block_out) > 1 ? round_up(ceil_div(out, ceil_div(out, p->block_out)), k->nr) : out;
     p->ldk = p->block_out;
+    if (p->form == FC_WGRAD_CHANNELWISE) {
+        p->block_out = k->vl / max64(max64(p->group, p->group_out), 1) * p->group_out;
+        p->ldk = k->vl;
+    }
 
     const int64_t panels = ceil_div(p->block_out, k->nr);
     if (p->form == FC_WGRAD_IM2COL) {
@@ -144,6 +159,7 @@ static int64_t runs_of(const fc_wgrad *p, int64_t unit, run runs[PIXELS]) {
 static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t count, int64_t channels, real *to) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
+    const int side_by_side = p->merged > 1 && p->form == FC_WGRAD_DIRECT;
     const int64_t low = min64(max64(-x, 0), count), high = max64(min64(l->in_size[2] - x, count), low);
     const int64_t pitch = p->pitch, step = l->in_stride[4];
     memset(to, 0, (size_t)(low * pitch) * sizeof(real));
@@ -152,9 +168,9 @@ static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t coun
     row += (x + low) * step;
     to += low * pitch;
     const int64_t n = high - low;
-    if (p->merged > 1 && ((l->in_stride[1] == 1 && step == pitch) || (pitch == 1 && step == 1)))
+    if (side_by_side && ((l->in_stride[1] == 1 && step == pitch) || (pitch == 1 && step == 1)))
         k->wgrad_copy(row, 0, n * pitch, 1, to, 0, n * pitch);
-    else if (p->merged > 1)
+    else if (side_by_side)
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < pitch; c++) to[i * pitch + c] = row[i * step + c * l->in_stride[1]];
     else if (l->in_stride[1] == 1)
@@ -165,23 +181,24 @@ static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t coun
 }
 
 /* Copies the input under a box, strip by strip; `first` is its first run, `last` its last one. */
-static void stage(const fc_wgrad *p, const real *in, const fc_wgrad_share *s, const run *first, const run *last,
-                  real *to) {
+static void stage(const fc_wgrad *p, const real *in, int64_t channels, const run *first, const run *last, real *to) {
     const fc_lattice *l = &p->l;
     const int64_t depth = extent(p, 0, last->z - first->z + 1), height = extent(p, 1, last->y - first->y + 1);
-    const int64_t width = extent(p, 2, first->count), channels = s->c1 - s->c0;
+    const int64_t width = extent(p, 2, first->count);
     for (int64_t strip = 0; strip < p->strips; strip++, to += p->stage) {
         const int64_t c = channels * strip / p->strips, n = channels * (strip + 1) / p->strips - c;
         real *row = to;
         for (int64_t image = first->image; image <= last->image; image++)
             for (int64_t z = 0; z < depth; z++)
                 for (int64_t y = 0; y < height; y++, row += width * p->pitch) {
-                    const int64_t iz = first->z * l->step[0] + p->low[0] + z, iy = first->y * l->step[1] + p->low[1] + y;
+                    const int64_t iz = first->z * l->step[0] + p->low[0] + z,
+                                  iy = first->y * l->step[1] + p->low[1] + y;
                     if (iz < 0 || iz >= l->in_size[0] || iy < 0 || iy >= l->in_size[1])
                         memset(row, 0, (size_t)(width * p->pitch) * sizeof(real));
                     else
-                        copy_row(p, in + image * l->in_stride[0] + iz * l->in_stride[2] + iy * l->in_stride[3] +
-                                        c * l->in_stride[1],
+                        copy_row(p,
+                                 in + image * l->in_stride[0] + iz * l->in_stride[2] + iy * l->in_stride[3] +
+                                     c * l->in_stride[1],
                                  first->x * l->step[2] + p->low[2], width, n, row);
                 }
     }
@@ -201,23 +218,23 @@ static void gather(const fc_wgrad *p, const real *in, const fc_wgrad_share *s, c
     ((const fc_kernels *)l->kernels)->gather_rows(&g, to);
 }
 
-/* dy of the runs, panel by panel of nr out channels. */
+/* dy of the runs, panel by panel of `pitch` out channels. */
 static void copy_panels(const fc_wgrad *p, const real *dy, const fc_wgrad_share *s, const run *runs, int64_t n,
-                        real *panels) {
+                        int64_t pitch, real *panels) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t channel = l->out_stride[1], step = l->out_stride[4];
-    for (int64_t first = s->k0; first < s->k1; first += k->nr, panels += PIXELS * k->nr) {
-        const int64_t lanes = min64(k->nr, s->k1 - first);
+    for (int64_t first = s->k0; first < s->k1; first += pitch, panels += PIXELS * pitch) {
+        const int64_t lanes = min64(pitch, s->k1 - first);
         for (const run *r = runs; r < runs + n; r++) {
             const real *row = dy + (first - s->k0) * channel + r->image * l->out_stride[0] + r->z * l->out_stride[2] +
                               r->y * l->out_stride[3] + r->x * step;
-            real *to = panels + r->pixel * k->nr;
+            real *to = panels + r->pixel * pitch;
             if (channel == 1)
-                k->wgrad_copy(row, step, lanes, r->count, to, k->nr, k->nr);
+                k->wgrad_copy(row, step, lanes, r->count, to, pitch, pitch);
             else
                 for (int64_t c = 0; c < lanes; c += k->vl)
-                    k->channels_in(row + c * channel, channel, step, lanes - c, r->count, to + c, k->nr);
+                    k->channels_in(row + c * channel, channel, step, lanes - c, r->count, to + c, pitch);
         }
     }
 }
@@ -234,6 +251,53 @@ static void multiply(const fc_wgrad *p, fc_gemm *g, int vectors, int64_t at, int
     }
 }
 
+/* The sum of a share of groups of few channels. */
+static void sum_lanes(const fc_wgrad *p, const real *in, const real *dy, const fc_wgrad_share *s, real *sum, real *copy,
+                      real *panels) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t groups = (s->k1 - s->k0) / p->group_out, taps = l->taps / p->merged;
+    run runs[PIXELS];
+    fc_term terms[PIXELS];
+    int64_t rows[MAX_LANE_ROWS];
+    lane pick[64] = {0};
+    for (int64_t i = 0; i < k->vl && p->group_out > 0; i++) /* lanes behind the last group repeat one */
+        pick[i] = (lane)(min64(i / p->group_out, max64(groups - 1, 0)) * p->group);
+    in += s->k0 / p->group_out * p->group * l->in_stride[1];
+    for (int64_t unit = s->from; unit < s->to; unit++) {
+        const int64_t n = runs_of(p, unit, runs);
+        const run *first = runs, *last = runs + n - 1;
+        const int64_t width = extent(p, 2, first->count), height = extent(p, 1, last->y - first->y + 1);
+        const int64_t depth = extent(p, 0, last->z - first->z + 1);
+        stage(p, in, groups * p->group, first, last, copy);
+        copy_panels(p, dy, s, runs, n, k->vl, panels);
+        for (int64_t i = 0; i < n; i++) {
+            const run *r = runs + i;
+            const int64_t z = (r->image - first->image) * depth + (r->z - first->z) * l->step[0];
+            const int64_t row = z * height + (r->y - first->y) * l->step[1];
+            terms[i] = (fc_term){copy + row * width * p->pitch, panels + r->pixel * k->vl, r->count};
+        }
+        fc_wgrad_lanes g = {.runs = terms,
+                            .n_runs = n,
+                            .x_step = l->step[2] * p->pitch,
+                            .rows = rows,
+                            .width = p->merged,
+                            .group = p->group,
+                            .pick = p->group > 1 || p->group_out > 1 ? pick : NULL,
+                            .add = unit > s->from};
+        for (int64_t from = 0; from < taps; from += g.n_rows) {
+            g.n_rows = min64(taps - from, MAX_LANE_ROWS);
+            for (int64_t i = 0; i < g.n_rows; i++) {
+                const int64_t *at = l->tap_at + 3 * (from + i) * p->merged;
+                const int64_t row = (at[0] - p->base[0]) * height + at[1] - p->base[1];
+                rows[i] = (row * width + at[2] - p->base[2]) * p->pitch;
+            }
+            g.sum = sum + from * p->merged * p->group * k->vl;
+            k->wgrad_lanes(&g);
+        }
+    }
+}
+
 int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *dy, const fc_wgrad_share *s, real *sum,
                                  char *workspace) {
     const fc_lattice *l = &p->l;
@@ -244,6 +308,10 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
     run runs[PIXELS];
     fc_term terms[PIXELS];
     if (s->from == s->to) memset(sum, 0, (size_t)(l->taps * channels * p->ldk) * sizeof(real));
+    if (p->form == FC_WGRAD_CHANNELWISE) {
+        sum_lanes(p, in, dy, s, sum, copy, panels);
+        return 1;
+    }
 
     for (int64_t unit = s->from; unit < s->to; unit++) {
         const int64_t n = runs_of(p, unit, runs);
@@ -258,7 +326,7 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
             g.n_terms = 1;
             g.lda = l->taps * channels;
         } else {
-            stage(p, in, s, first, last, copy);
+            stage(p, in, channels, first, last, copy);
             for (int64_t i = 0; i < n; i++) {
                 const run *r = runs + i;
                 const int64_t z = (r->image - first->image) * depth + (r->z - first->z) * l->step[0];
@@ -267,7 +335,7 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
             }
             g.lda = l->step[2] * p->pitch;
         }
-        copy_panels(p, dy, s, runs, n, panels);
+        copy_panels(p, dy, s, runs, n, k->nr, panels);
 
         for (int64_t panel = 0; panel * k->nr < s->k1 - s->k0; panel++) {
             const int64_t lanes = min64(k->nr, s->k1 - s->k0 - panel * k->nr);

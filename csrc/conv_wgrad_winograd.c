@@ -44,8 +44,9 @@ void FC_NAME(fc_wgrad_winograd_block)(fc_wgrad *p) {
     const int64_t tiles = l->batch * p->tiles_per_image, sums = SUM_BYTES / real_bytes / points;
     int64_t side = k->vl; /* of a square block */
     while ((side + k->vl) * (side + k->vl) <= sums) side += k->vl;
-    p->block_out = even(l->out_channels, max64(sums / min64(side, round_up(max64(l->in_channels, 1), k->vl)), k->nr) /
-                                             k->nr * k->nr, k->vl);
+    p->block_out = even(l->out_channels,
+                        max64(sums / min64(side, round_up(max64(l->in_channels, 1), k->vl)), k->nr) / k->nr * k->nr,
+                        k->vl);
     if (p->block_out > k->nr && p->block_out < l->out_channels) p->block_out = round_up(p->block_out, k->nr);
     p->block_channels = even(l->in_channels, sums / p->block_out / k->vl * k->vl, k->vl);
     p->ldk = p->block_out, p->ldc = p->block_channels;
@@ -147,10 +148,12 @@ int FC_NAME(fc_wgrad_winograd_sum)(const fc_wgrad *p, const real *in, const real
     real *m = take(&workspace, points * ldq_m * (int64_t)sizeof(real));
     real *stage = take(&workspace, p->stage * (int64_t)sizeof(real));
     real *check = take(&workspace, k->vl * (int64_t)sizeof(real));
-    const operand x = {in, l->in_size, l->in_stride, {p->low[0], p->low[1], p->low[2]}, shapes[p->shape].points,
-                       k->wino_input, channels, p->ldc, p->ldq_v};
-    const operand y = {dy, l->out_size, l->out_stride, {0, 0, 0}, shapes[p->shape].outputs,
-                       k->wino_grad_output, s->k1 - s->k0, p->ldk, p->ldq_z};
+    const operand x = {
+        in,       l->in_size, l->in_stride, {p->low[0], p->low[1], p->low[2]}, shapes[p->shape].points, k->wino_input,
+        channels, p->ldc,     p->ldq_v};
+    const operand y = {
+        dy,     l->out_size, l->out_stride, {0, 0, 0}, shapes[p->shape].outputs, k->wino_grad_output, s->k1 - s->k0,
+        p->ldk, p->ldq_z};
     if (s->from == s->to) {
         memset(sum, 0, (size_t)(l->taps * channels * p->ldk) * sizeof(real));
         return 1;
@@ -180,8 +183,14 @@ int FC_NAME(fc_wgrad_winograd_sum)(const fc_wgrad *p, const real *in, const real
     }
 
     memset(check, 0, (size_t)k->vl * sizeof(real));
-    const fc_wino_grad to_taps = {.m = m, .ldq = ldq_m, .ld = p->ldk, .channels = channels, .lanes = lanes, .to = sum,
-                                  .tap_step = channels * p->ldk, .check = check};
+    const fc_wino_grad to_taps = {.m = m,
+                                  .ldq = ldq_m,
+                                  .ld = p->ldk,
+                                  .channels = channels,
+                                  .lanes = lanes,
+                                  .to = sum,
+                                  .tap_step = channels * p->ldk,
+                                  .check = check};
     k->wino_grad_weights(p->shape, &to_taps);
     for (int i = 0; i < k->vl; i++)
         if (check[i] != 0) return 0;

@@ -146,6 +146,5 @@ FC_BY_TYPE(void, fc_wgrad_block, (fc_wgrad *p), p->l.is_double, (p))
 FC_BY_TYPE(int, fc_wgrad_run,
            (const fc_wgrad *p, const void *in, const void *dy, void *dw, void *partial, void *workspace, int64_t task),
            p->l.is_double, (p, in, dy, dw, partial, workspace, task))
-FC_BY_TYPE(void, fc_wgrad_merge,
-           (const fc_wgrad *p, const void *partial, void *dw, void *workspace, int64_t task), p->l.is_double,
-           (p, partial, dw, workspace, task))
+FC_BY_TYPE(void, fc_wgrad_merge, (const fc_wgrad *p, const void *partial, void *dw, void *workspace, int64_t task),
+           p->l.is_double, (p, partial, dw, workspace, task))

@@ -196,18 +196,21 @@ int fc_channelwise_run(const fc_channelwise *p, const void *in, const void *pack
  *   FC_WGRAD_WINOGRAD     F(r, m) with the points of the forward pass; a unit is a block of tiles.  Per point q,
  *                         M[q][channel][out channel] += V[q][tile][channel] x Z[q][tile][out channel], the transforms
  *                         of the patches and of the tiles of dy; in the end dw is the transform of M.  A task returns
- *                         0 if a result is not finite, and the caller runs the gradient another way. */
-enum { FC_WGRAD_DIRECT, FC_WGRAD_IM2COL, FC_WGRAD_WINOGRAD };
+ *                         0 if a result is not finite, and the caller runs the gradient another way.
+ *   FC_WGRAD_CHANNELWISE  groups of few channels: a block is as many groups as a vector holds, and a lane is an out
+ *                         channel; copies as for FC_WGRAD_DIRECT, one strip.  The lattice counts as one group then. */
+enum { FC_WGRAD_DIRECT, FC_WGRAD_IM2COL, FC_WGRAD_WINOGRAD, FC_WGRAD_CHANNELWISE };
 
 typedef struct {
     fc_lattice l;
-    int form, shape;                          /* shape: of Winograd, a row of winograd.def */
-    int64_t block_channels, channel_blocks;   /* of dw */
-    int64_t block_out, out_blocks, ldk;       /* out channels of a block, in whole vectors */
-    int64_t units, min_units, splits;         /* min_units: that a split is worth */
-    int64_t low[3], span[3], base[3];         /* of the taps: lowest position, positions that they span, lowest tap */
-    int64_t box[4], boxes[4];                 /* image, depth, height, width */
-    int64_t merged, strips, pitch, stage;     /* merged: taps of a run of rows; stage: elements of a strip's copy */
+    int form, shape;                        /* shape: of Winograd, a row of winograd.def */
+    int64_t block_channels, channel_blocks; /* of dw */
+    int64_t block_out, out_blocks, ldk;     /* out channels of a block, in whole vectors */
+    int64_t units, min_units, splits;       /* min_units: that a split is worth */
+    int64_t low[3], span[3], base[3];       /* of the taps: lowest position, positions that they span, lowest tap */
+    int64_t box[4], boxes[4];               /* image, depth, height, width */
+    int64_t group, group_out;               /* channelwise: channels of a group */
+    int64_t merged, strips, pitch, stage;   /* merged: taps of a run of rows; stage: elements of a strip's copy */
     int64_t tiles[3], tiles_per_image, block_tiles, ldc, ldq_v, ldq_z;
     int64_t tasks, merge_tasks;
     int64_t partial_bytes, workspace_bytes, merge_bytes;

@@ -114,6 +114,23 @@ typedef struct {
 } FC_NAME(fc_wino_weights);
 #define fc_wino_weights FC_NAME(fc_wino_weights)
 
+/* Weight gradients of a vector of out channels, lane by lane:
+ *
+ *      sum[((row * width + t) * group + c) * vl + lane] (add ? += : =)
+ *          sum over runs, k of x[a + rows[row] + t * vl + k * x_step + pick[lane] + c] * dy[b + k * vl + lane]
+ *
+ * width is 1, 3, 5 or 7.  pick: input channel of the vector that starts each lane's group; null: the lane itself. */
+typedef struct {
+    const fc_term *runs;
+    int64_t n_runs, x_step;
+    const int64_t *rows;
+    int64_t n_rows, width, group;
+    const lane *pick;
+    real *sum;
+    int add;
+} FC_NAME(fc_wgrad_lanes);
+#define fc_wgrad_lanes FC_NAME(fc_wgrad_lanes)
+
 /* Weight gradients from their sums of products: point q of (channel c, lane k) comes from m[q * ldq + c * ld + k], tap t
  * goes to to[t * tap_step + c * ld + k]; `lanes` are whole vectors.  `check` as in fc_wino_output. */
 typedef struct {

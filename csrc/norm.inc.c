@@ -6,19 +6,21 @@
 #define NORM_CHUNK 64
 
 /* The next `n` (1 to 4) vectors of channels, the last of which may be short by `missing` lanes. */
-#define FC_COLUMNS(body, channels, ...)                                                                           \
-    for (int64_t c = 0; c < (channels);) {                                                                        \
-        const int64_t left = (channels) - c;                                                                      \
-        if (left >= 4 * VL) {                                                                                     \
-            body(4, VL, c, __VA_ARGS__);                                                                          \
-            c += 4 * VL;                                                                                          \
-        } else {                                                                                                  \
-            body(1, lesser(left, VL), c, __VA_ARGS__);                                                            \
-            c += VL;                                                                                              \
-        }                                                                                                         \
+#define FC_COLUMNS(body, channels, ...)                \
+    for (int64_t c = 0; c < (channels);) {             \
+        const int64_t left = (channels) - c;           \
+        if (left >= 4 * VL) {                          \
+            body(4, VL, c, __VA_ARGS__);               \
+            c += 4 * VL;                               \
+        } else {                                       \
+            body(1, lesser(left, VL), c, __VA_ARGS__); \
+            c += VL;                                   \
+        }                                              \
     }
 
-FC_INLINE vec FC_NAME(lanes_at)(const real *p, int64_t lanes) { return lanes == VL ? vload(p) : load_lanes(p, 1, lanes); }
+FC_INLINE vec FC_NAME(lanes_at)(const real *p, int64_t lanes) {
+    return lanes == VL ? vload(p) : load_lanes(p, 1, lanes);
+}
 
 FC_INLINE void FC_NAME(moments_body)(const int v, int64_t lanes, int64_t c, const real *x, int64_t ld, int64_t pixels,
                                      int64_t before, double *mean, double *m2) {

@@ -43,9 +43,18 @@ void fc_pass_merge(const fc_pass *p, int pass) {
 static void by_channels(const fc_pass *p, int pass, int64_t task) {
     const fc_kernels *k = p->kernels;
     const int64_t first = task * p->block;
-    fc_norm g = {.pixels = min64(p->block, p->outer - first), .channels = p->channels, .relu = p->relu,
-                 .mean = p->mean, .scale = p->scale, .bias = p->bias, .along = p->along, .across = p->across,
-                 .shift = p->shift, .x_ld = p->x.outer, .dy_ld = p->dy.outer, .out_ld = p->out.outer};
+    fc_norm g = {.pixels = min64(p->block, p->outer - first),
+                 .channels = p->channels,
+                 .relu = p->relu,
+                 .mean = p->mean,
+                 .scale = p->scale,
+                 .bias = p->bias,
+                 .along = p->along,
+                 .across = p->across,
+                 .shift = p->shift,
+                 .x_ld = p->x.outer,
+                 .dy_ld = p->dy.outer,
+                 .out_ld = p->out.outer};
     if (p->x.at) g.x = (const real *)p->x.at + first * g.x_ld;
     if (p->dy.at) g.dy = (const real *)p->dy.at + first * g.dy_ld;
     if (p->out.at) g.out = (real *)p->out.at + first * g.out_ld;
@@ -82,9 +91,17 @@ static void by_planes(const fc_pass *p, int pass, int64_t c) {
     const void *const given[6] = {p->mean, p->scale, p->bias, p->along, p->across, p->shift};
     for (int i = 0; i < 6; i++)
         for (int64_t j = 0; given[i] && j < width; j++) constants[i][j] = ((const real *)given[i])[c];
-    fc_norm g = {.relu = p->relu, .mean = constants[0], .scale = constants[1], .bias = constants[2],
-                 .along = constants[3], .across = p->across ? constants[4] : NULL, .shift = constants[5],
-                 .x_ld = width, .dy_ld = width, .out_ld = width, .sums = sums};
+    fc_norm g = {.relu = p->relu,
+                 .mean = constants[0],
+                 .scale = constants[1],
+                 .bias = constants[2],
+                 .along = constants[3],
+                 .across = p->across ? constants[4] : NULL,
+                 .shift = constants[5],
+                 .x_ld = width,
+                 .dy_ld = width,
+                 .out_ld = width,
+                 .sums = sums};
     int64_t before = 0;
     for (int64_t image = 0; image < p->outer; image++)
         for (int part = 0; part < 2; part++) {
@@ -128,17 +145,33 @@ void FC_NAME(fc_add)(const void *kernels, const void *a, const void *b, int relu
 
 void FC_NAME(fc_sgd_step)(const void *kernels, void *value, void *velocity, const void *grad, int64_t n,
                           const double constants[4], int first, int nesterov) {
-    const fc_sgd g = {.value = value, .velocity = velocity, .grad = grad, .n = n, .lr = (real)constants[0],
-                      .momentum = (real)constants[1], .fresh = (real)constants[2],
-                      .weight_decay = (real)constants[3], .first = first, .nesterov = nesterov};
+    const fc_sgd g = {.value = value,
+                      .velocity = velocity,
+                      .grad = grad,
+                      .n = n,
+                      .lr = (real)constants[0],
+                      .momentum = (real)constants[1],
+                      .fresh = (real)constants[2],
+                      .weight_decay = (real)constants[3],
+                      .first = first,
+                      .nesterov = nesterov};
     ((const fc_kernels *)kernels)->sgd_run(&g);
 }
 
 void FC_NAME(fc_adam_step)(const void *kernels, void *value, void *mean, void *square, const void *grad, int64_t n,
                            const double constants[8]) {
-    const fc_adam g = {.value = value, .mean = mean, .square = square, .grad = grad, .n = n,
-                       .shrink = (real)constants[0], .weight_decay = (real)constants[1], .new1 = (real)constants[2],
-                       .beta2 = (real)constants[3], .new2 = (real)constants[4], .rate = (real)constants[5],
-                       .root = (real)constants[6], .eps = (real)constants[7]};
+    const fc_adam g = {.value = value,
+                       .mean = mean,
+                       .square = square,
+                       .grad = grad,
+                       .n = n,
+                       .shrink = (real)constants[0],
+                       .weight_decay = (real)constants[1],
+                       .new1 = (real)constants[2],
+                       .beta2 = (real)constants[3],
+                       .new2 = (real)constants[4],
+                       .rate = (real)constants[5],
+                       .root = (real)constants[6],
+                       .eps = (real)constants[7]};
     ((const fc_kernels *)kernels)->adam_run(&g);
 }

@@ -12,8 +12,8 @@ typedef struct {
 
 /* A form fills in the blocking up to min_units and the bytes that it needs, and sums over a share.  The sum goes to
  * sum[(tap * (c1 - c0) + c - c0) * ldk + k - k0]; returns whether it is to be used. */
-#define FC_WGRAD_FORM(form)                                                                                       \
-    void FC_NAME(fc_wgrad_##form##_block)(fc_wgrad * p);                                                          \
+#define FC_WGRAD_FORM(form)                                                                                        \
+    void FC_NAME(fc_wgrad_##form##_block)(fc_wgrad *p);                                                            \
     int FC_NAME(fc_wgrad_##form##_sum)(const fc_wgrad *p, const real *in, const real *dy, const fc_wgrad_share *s, \
                                        real *sum, char *workspace);
 FC_WGRAD_FORM(direct)

@@ -49,6 +49,79 @@ static void wgrad_store(const real *from, int64_t ld, int64_t width, int64_t lan
     }
 }
 
+/* Sums of the taps of `rows` runs of `width` taps side by side. */
+FC_INLINE void FC_NAME(wgrad_lanes_body)(const int rows, const int width, const int picked, const fc_wgrad_lanes *g,
+                                         const int64_t *at, int64_t channel, real *sum) {
+    vec acc[4][7];
+    mask pick = {0};
+    if (picked) {
+        memcpy(&pick, g->pick, sizeof pick);
+        pick += (lane)channel;
+    }
+    FC_UNROLL for (int r = 0; r < rows; r++) FC_UNROLL for (int t = 0; t < width; t++) acc[r][t] = (vec){0};
+    for (int64_t i = 0; i < g->n_runs; i++) {
+        const real *x[4], *dy = g->runs[i].b;
+        FC_UNROLL for (int r = 0; r < rows; r++) x[r] = g->runs[i].a + at[r];
+        for (int64_t k = g->runs[i].k; k > 0; k--, dy += VL) {
+            const vec d = vload(dy);
+            FC_UNROLL for (int r = 0; r < rows; r++) {
+                FC_UNROLL for (int t = 0; t < width; t++) {
+                    vec v = vload(x[r] + t * VL);
+                    if (picked) v = FC_NAME(pick)(v, pick);
+                    acc[r][t] += d * v;
+                }
+                x[r] += g->x_step;
+            }
+        }
+    }
+    FC_UNROLL for (int r = 0; r < rows; r++) FC_UNROLL for (int t = 0; t < width; t++) {
+        real *to = sum + (r * width + t) * g->group * VL;
+        vstore(to, g->add ? vload(to) + acc[r][t] : acc[r][t]);
+    }
+}
+
+#define FC_LANES(n_of, w_of)                                                                                     \
+    do {                                                                                                          \
+        if (g->pick)                                                                                              \
+            FC_NAME(wgrad_lanes_body)(n_of, w_of, 1, g, g->rows + r, c, sum);                                    \
+        else                                                                                                      \
+            FC_NAME(wgrad_lanes_body)(n_of, w_of, 0, g, g->rows + r, c, sum);                                    \
+    } while (0)
+
+static void wgrad_lanes(const fc_wgrad_lanes *g) {
+    for (int64_t c = 0; c < g->group; c++)
+        for (int64_t r = 0, n; r < g->n_rows; r += n) {
+            real *sum = g->sum + (r * g->width * g->group + c) * VL;
+            const int64_t left = g->n_rows - r;
+            switch (g->width) { /* about ten sums at a time */
+            case 3:
+                n = left >= 3 ? 3 : 1;
+                if (n == 3)
+                    FC_LANES(3, 3);
+                else
+                    FC_LANES(1, 3);
+                break;
+            case 5:
+                n = left >= 2 ? 2 : 1;
+                if (n == 2)
+                    FC_LANES(2, 5);
+                else
+                    FC_LANES(1, 5);
+                break;
+            case 7:
+                n = 1;
+                FC_LANES(1, 7);
+                break;
+            default: /* width 1 */
+                n = left >= 4 ? 4 : 1;
+                if (n == 4)
+                    FC_LANES(4, 1);
+                else
+                    FC_LANES(1, 1);
+            }
+        }
+}
+
 /* G along one axis, in place: m elements, s apart, become n. */
 FC_INLINE void FC_NAME(grad_g)(const int n, const int m, vec *w, const int s) {
     if (n == 4) {

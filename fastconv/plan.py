@@ -207,8 +207,6 @@ def _winograd(r: Request) -> tuple[Any, bool]:
 # ---- Channelwise (depthwise) -------------------------------------------------------------------------------------
 
 def _channelwise_refuses(r: Request) -> Verdict:
-    if r.op == "conv_weight_grad":
-        return "it has no weight gradient"
     lanes = _cpu.vector_lanes(r.isa, r.problem.dtype)
     c, k = costs.channels(r.problem, r.op)
     if max(c, k) > lanes:
@@ -223,6 +221,8 @@ def _channelwise_declines(r: Request) -> Verdict:
 
 
 def _channelwise(r: Request) -> tuple[Any, bool]:
+    if r.op == "conv_weight_grad":
+        return _weight_grad(r, "channelwise")
     lattices, covers = _lattices(r)
     double = r.problem.dtype == "float64"
     return _cpu.ConvPlan([_cpu.channelwise_part(part, r.isa, double, r.relu) for part in lattices]), covers
@@ -274,7 +274,7 @@ def _pointwise(p: ConvProblem) -> bool:
 
 
 def _gemm(r: Request, gather: bool) -> tuple[Any, bool]:
-    p, double = r.problem, r.problem.dtype == "float64"
+    double = r.problem.dtype == "float64"
     if r.op == "conv_weight_grad":
         return _weight_grad(r, "im2col")
     lattices, covers = _lattices(r)

@@ -93,7 +93,7 @@ def winograd_may_refuse(op, case, layout):
 
 def channelwise_may_refuse(op, case, layout):
     fewest_lanes = 2  # of any instruction set and dtype
-    return op == "conv_weight_grad" or max(case.x[1], case.w[0]) > fewest_lanes * case.groups
+    return max(case.x[1], case.w[0]) > fewest_lanes * case.groups
 
 
 # What each algorithm need not do; a row of fastconv.plan that is not here may refuse nothing.

@@ -74,6 +74,7 @@ cdef extern from "fastconv.h" nogil:
         FC_WGRAD_DIRECT
         FC_WGRAD_IM2COL
         FC_WGRAD_WINOGRAD
+        FC_WGRAD_CHANNELWISE
 
     ctypedef struct fc_wgrad:
         fc_lattice l

@@ -4,11 +4,12 @@ cdef dict _WGRAD_FORMS = {
     "direct": FC_WGRAD_DIRECT,
     "im2col": FC_WGRAD_IM2COL,
     "winograd": FC_WGRAD_WINOGRAD,
+    "channelwise": FC_WGRAD_CHANNELWISE,
 }
 
 
 cdef class WeightGradPlan:
-    """The weight gradient over one lattice; `form` is "direct", "im2col" or "winograd", `shape` Winograd's."""
+    """The weight gradient over one lattice; `form` is the name of a row of the plan's table, `shape` Winograd's."""
     cdef _Lattice lattice
     cdef fc_wgrad plan
 

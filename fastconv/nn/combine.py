@@ -62,7 +62,7 @@ class Sequential(_Group):
                 fused = False
                 continue
             fused = takes_relu(layer) and is_plain_relu(behind)
-            x, step = layer.forward(x, relu=True) if fused else layer.forward(x)
+            x, step = layer.forward(x, relu=True) if fused else layer.forward(x)  # type: ignore[call-arg]
             steps.append(step)
 
         def backward(dy: Any) -> Any:

@@ -139,9 +139,8 @@ class _Conv(_ConvBase):
         x = as_array(x, "input", type(self).__name__)
         batched = x.ndim == self.ndim + 2
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        if out is None and batched and self.order is not None:
-            shape = conv_problem(x, weight.value, *geometry, ndim=self.ndim).y_shape if mode == "zeros" else None
-            out = shape and empty(shape, x.dtype, self.order)
+        if out is None and batched and self.order is not None and mode == "zeros":
+            out = empty(conv_problem(x, weight.value, *geometry, ndim=self.ndim).y_shape, x.dtype, self.order)
         run = conv_relu if relu else conv
         y = run(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode, out=out)
 
