@@ -189,7 +189,7 @@ def torch_of(layer: Any) -> Any:
         return Mean()
     if kind == "Flatten":
         return torch_nn.Flatten()
-    if kind == "Dropout" and layer.p == 0 or kind == "Identity":
+    if (kind == "Dropout" and layer.p == 0) or kind == "Identity":
         return torch_nn.Identity()
     raise TypeError(f"training_nets: {kind} has no module here")
 

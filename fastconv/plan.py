@@ -243,7 +243,7 @@ def _direct_refuses(r: Request) -> Verdict:
 
 
 def _direct_declines(r: Request) -> Verdict:
-    read, written = costs.channels(r.problem, r.op)
+    _, written = costs.channels(r.problem, r.op)
     if r.op == "conv_weight_grad":
         return None
     own, other = (predict(r.problem, r.op, r.isa, r.batch) for predict in (costs.direct, costs.im2col))

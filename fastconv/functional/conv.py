@@ -267,7 +267,7 @@ def conv_bias_grad(grad_output: Any, *, batched: bool = True) -> Array:
     (K,), accumulated in float64 over sums of at most 64 elements
     """
     dy = as_array(grad_output, "grad_output", "conv_bias_grad")
-    if isinstance(dy, np.ndarray):
+    if select.backend("conv_bias_grad", ("grad_output", dy)) is select.cpu:
         return cpu_train.channel_sums(dy if batched else dy[None])
     channel = 1 if batched else 0
     return dy.sum(axis=tuple(a for a in range(dy.ndim) if a != channel), dtype=np.float64).astype(dy.dtype)
