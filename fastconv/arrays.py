@@ -136,6 +136,11 @@ def _adopt_device(obj: Any, name: str, op: str, kind: str) -> Array | None:
                                      "Arrays in host memory need nothing. Hint: copy it to the CPU first")) from error
 
 
+def to_host(x: Any) -> Array:
+    """An array or scalar in host memory as NumPy's array; one on a GPU as a copy, for which the host waits."""
+    return x.get() if hasattr(x, "get") and not isinstance(x, (np.ndarray, dict)) else np.asarray(x)
+
+
 def on_device(x: Array) -> bool:
     """Whether an array that `as_array` returned lies on a GPU."""
     return type(x) is not np.ndarray

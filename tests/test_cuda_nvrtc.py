@@ -37,7 +37,6 @@ def test_a_mistake_is_reported():
 
 
 def test_a_stack_is_reported():
-    source = 'extern "C" __global__ void f(float *x, int n) { volatile float a[64];' \
-             ' for (int i = 0; i < 64; i++) a[i] = x[i];' \
-             ' x[0] = a[n] + a[n / 2]; }'
+    source = ('extern "C" __global__ void f(float *x, int *at, int n) { float a[64] = {};'
+              " for (int i = 0; i < n; i++) a[at[i] & 63] += x[i]; x[0] = a[n & 63]; }")
     assert compile_source(source, "sm_90").usage["f"].stack > 0

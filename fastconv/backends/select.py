@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, check_same_place
-from fastconv.backends import _cpu, cpu
+from fastconv.backends import _cpu, cpu, cpu_train
 
 
 def backend(op: str, *arrays: tuple[str, Array | None]) -> ModuleType:
@@ -19,6 +19,15 @@ def backend(op: str, *arrays: tuple[str, Array | None]) -> ModuleType:
     from fastconv.backends import cuda
 
     return cuda
+
+
+def training(op: str, *arrays: tuple[str, Array | None]) -> ModuleType:
+    """The passes of training for arrays given with their names; see `backend`."""
+    if not check_same_place(op, *arrays):
+        return cpu_train
+    from fastconv.backends.cuda import train
+
+    return train
 
 
 def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from fastconv.arrays import FLOAT32, Array, as_array
+from fastconv.arrays import FLOAT32, Array, as_array, on_device
 from fastconv.functional import pointwise
 from fastconv.functional.pointwise import check_grad, quiet
 
@@ -226,7 +226,7 @@ def _gaussian(x: Array, approximate: str, op: str) -> Array:
     np.negative(z, out=z)
     half *= np.exp(z, out=z)
     half *= 0.5
-    np.subtract(1, half, out=half, where=x > 0)
+    np.copyto(half, 1 - half, where=x > 0)
     return half
 
 
@@ -351,6 +351,9 @@ def finish(y: Array, activation: Activation | None, residual: Array | None) -> N
 
 
 def _blocks(y: Array, residual: Array | None) -> Iterator[tuple[Array, Array | None]]:
+    if on_device(y):  # there are no blocks to keep in a cache
+        yield y, residual
+        return
     axes = sorted(range(y.ndim), key=lambda axis: -y.strides[axis])
     dense = [a.transpose(axes) for a in (y, residual) if a is not None]
     if not all(a.flags.c_contiguous for a in dense):

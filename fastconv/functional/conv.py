@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, as_array, check_out
-from fastconv.backends import cpu_train, select
+from fastconv.backends import select
 from fastconv.backends.select import call_key
 from fastconv.config import token
 from fastconv.functional.padding import check_padding_mode, fold_padding, pad
@@ -267,10 +267,7 @@ def conv_bias_grad(grad_output: Any, *, batched: bool = True) -> Array:
     (K,), accumulated in float64 over sums of at most 64 elements
     """
     dy = as_array(grad_output, "grad_output", "conv_bias_grad")
-    if select.backend("conv_bias_grad", ("grad_output", dy)) is select.cpu:
-        return cpu_train.channel_sums(dy if batched else dy[None])
-    channel = 1 if batched else 0
-    return dy.sum(axis=tuple(a for a in range(dy.ndim) if a != channel), dtype=np.float64).astype(dy.dtype)
+    return select.training("conv_bias_grad", ("grad_output", dy)).channel_sums(dy if batched else dy[None])
 
 
 # ---- Transposed convolution --------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from fastconv.arrays import Array, as_array
-from fastconv.backends import cpu_train
+from fastconv.arrays import Array, as_array, on_device
+from fastconv.backends import select
 from fastconv.functional.pointwise import check_grad, quiet
 
 
@@ -44,8 +44,9 @@ def batch_statistics(input: Array) -> tuple[Array, Array]:
     x = as_array(input, "input", "batch_statistics")
     _check_channels(x, {}, "batch_statistics")
     if x.size == 0:
-        return np.full(x.shape[1:2], np.nan), np.full(x.shape[1:2], np.nan)
-    return cpu_train.batch_moments(x)
+        nothing = np.asarray(np.full(x.shape[1:2], np.nan), like=x)
+        return nothing, nothing.copy()
+    return select.training("batch_statistics", ("input", x)).batch_moments(x)
 
 
 def _reduced(x: Array) -> int:
@@ -83,11 +84,12 @@ def normalize(input: Array, mean: Array, var: Array, weight: Array | None = None
     _check_channels(x, {"mean": mean, "var": var, "weight": weight, "bias": bias}, "normalize")
     if x.size == 0:
         return np.empty_like(x)
-    return cpu_train.batch_norm(x, _doubles(mean), _doubles(var), weight, bias, eps)
+    passes = select.training("normalize", ("input", x), ("mean", mean), ("var", var), ("weight", weight), ("bias", bias))
+    return passes.batch_norm(x, _doubles(mean), _doubles(var), weight, bias, eps)
 
 
 def _doubles(values: Array) -> Array:
-    return np.ascontiguousarray(values, np.float64)
+    return values.astype(np.float64, copy=False) if on_device(values) else np.ascontiguousarray(values, np.float64)
 
 
 def batch_norm(input: Array, running_mean: Array | None, running_var: Array | None, weight: Array | None = None,
@@ -211,13 +213,14 @@ def batch_norm_grad(grad_output: Array, input: Array, running_mean: Array | None
     dy = check_grad(grad_output, x, "batch_norm_grad")
     check_eps(eps)
     if x.size == 0:
-        return np.empty_like(x), np.zeros(x.shape[1:2], x.dtype), np.zeros(x.shape[1:2], x.dtype)
+        return np.empty_like(x), np.zeros(x.shape[1:2], x.dtype, like=x), np.zeros(x.shape[1:2], x.dtype, like=x)
     if training:
         mean, var = statistics or batch_statistics(x)
     else:
         mean, var = _running(running_mean, running_var, "batch_norm_grad")
     _check_channels(x, {"mean": mean, "var": var, "weight": weight}, "batch_norm_grad")
-    return cpu_train.batch_norm_grad(x, dy, _doubles(mean), _doubles(var), weight, None, eps, training)
+    passes = select.training("batch_norm_grad", ("input", x), ("mean", mean), ("var", var), ("weight", weight))
+    return passes.batch_norm_grad(x, dy, _doubles(mean), _doubles(var), weight, None, eps, training)
 
 
 def _window_sum(x: Array, before: int, after: int) -> Array:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import FLOAT32, FLOAT64, Array, as_array
-from fastconv.backends import cpu_train
+from fastconv.arrays import FLOAT32, FLOAT64, Array, as_array, check_same_place
+from fastconv.backends import select
 
 # IEEE arithmetic is what these functions promise: exp may underflow, inf - inf is NaN, and neither is an event.
 quiet = np.errstate(all="ignore")
@@ -24,6 +24,7 @@ _BITS: dict[np.dtype[Any], np.dtype[Any]] = {FLOAT32: np.dtype(np.int32), FLOAT6
 def check_grad(grad_output: object, like: Array, op: str) -> Array:
     """Return `grad_output` as an array after checking that it has the shape and dtype of `like`, the output."""
     dy = as_array(grad_output, "grad_output", op)
+    check_same_place(op, ("grad_output", dy), ("the output", like))
     if dy.shape != like.shape:
         raise ValueError(f"{op}: grad_output has shape {dy.shape}, but the output has shape {like.shape}. "
                          "Hint: gradients are never broadcast; np.broadcast_to makes such a view")
@@ -69,7 +70,7 @@ def relu(input: Array) -> Array:
         Same shape, dtype and memory order; NaN stays NaN.
     """
     x = as_array(input, "input", "relu")
-    return cpu_train.relu(x) if isinstance(x, np.ndarray) else np.maximum(x, 0, out=np.empty_like(x))
+    return select.training("relu", ("input", x)).relu(x)
 
 
 @quiet
@@ -78,7 +79,7 @@ def relu_grad(grad_output: Array, output: Array) -> Array:
     y = as_array(output, "output", "relu_grad")
     # A NaN output lets the gradient pass, as in PyTorch.
     dy = check_grad(grad_output, y, "relu_grad")
-    return cpu_train.relu_grad(dy, y) if isinstance(y, np.ndarray) else zero_where(y <= 0, dy, np.empty_like(y))
+    return select.training("relu_grad", ("output", y)).relu_grad(dy, y)
 
 
 @quiet

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, as_array, check_out
-from fastconv.backends._cpu import call_key
-from fastconv.backends.cpu import Run
+from fastconv.backends import select
+from fastconv.backends.select import call_key
 from fastconv.config import token
 from fastconv.functional.activations import Activation, Spec, find_activation, finish
 from fastconv.functional.conv import (
@@ -34,7 +34,7 @@ class _Repeat:
 
     __slots__ = ("_activation", "_alone", "_b", "_run", "_w")
 
-    def __init__(self, run: Run, w: Array, b: Array | None, activation: Activation | None, alone: bool) -> None:
+    def __init__(self, run: Any, w: Array, b: Array | None, activation: Activation | None, alone: bool) -> None:
         self._run, self._w, self._b = run, w, b
         self._activation, self._alone = activation, alone
 
@@ -98,8 +98,9 @@ class Prepared:
             check_out(target, shape, x.dtype, "out", op,
                       [a for a in (x, self._weight, self._bias, added) if a is not None])
         fused = self._activation if residual is None else None
-        run = Run(problem, self._op, self._algorithm, relu=fused is not None and fused.name == "relu",
-                  packed=self._pack)
+        backend = select.backend(op, ("input", x), ("weight", self._weight), ("residual", added))
+        run = backend.Run(problem, self._op, self._algorithm, relu=fused is not None and fused.name == "relu",
+                          packed=self._pack)
         y = run(x, self._weight, self._bias, target)
         rest = None if run.plan.relu else self._activation
         finish(y, rest, added[None] if alone and added is not None else added)

@@ -126,7 +126,7 @@ class SparseConv(Leaf):
     def forward(self, x: Array) -> tuple[Array, Backward]:
         """Run on `x` of shape (N, C, \\*spatial); see `Layer.forward`."""
         weight, bias = self.weight, self.bias
-        dense = np.zeros(self.shape, weight.dtype)
+        dense = np.zeros(self.shape, weight.dtype, like=weight.value)
         dense[self.connections] = weight.value
 
         def backward(dy: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
-from fastconv.backends import cpu_train
+from fastconv.backends import select
 from fastconv.functional import pointwise
 from fastconv.functional.activations import Spec
 from fastconv.functional.conv import linear, linear_input_grad, linear_weight_grad
@@ -64,7 +64,8 @@ class Linear(PreparedLayer):
             if weight.requires_grad:
                 weight.add_grad(linear_weight_grad(x, dy))
             if bias is not None and bias.requires_grad:
-                bias.add_grad(cpu_train.channel_sums(dy.reshape(-1, dy.shape[-1])))
+                rows = dy.reshape(-1, dy.shape[-1])
+                bias.add_grad(select.training("Linear", ("grad_output", dy)).channel_sums(rows))
             return linear_input_grad(dy, weight.value)
 
         return y, backward
@@ -194,7 +195,7 @@ class Dropout(Layer):
             raise ValueError(f"{type(self).__name__}: input has shape {x.shape}, but {axes + 2} axes (N, C, *spatial) "
                              f"or {axes + 1} without the batch are needed. Hint: Dropout takes any shape")
         shape = x.shape[:x.ndim - axes] + (1,) * axes
-        mask = pointwise.dropout_mask(shape, p, init.generator(self.rng))
+        mask = np.asarray(pointwise.dropout_mask(shape, p, init.generator(self.rng)), like=x)  # drawn on the CPU
         return pointwise.dropout(x, p, mask), lambda dy: pointwise.dropout(dy, p, mask)
 
     def __call__(self, x: Array) -> Array:

@@ -132,7 +132,7 @@ class PaddedShortcut(Leaf):
                              f"{self.out_channels} can be filled up. Hint: a 1x1 convolution can reduce them")
         picked = (slice(None), slice(channels), *(slice(None, None, self.stride),) * (x.ndim - 2))
         read = x[picked]
-        y = empty((x.shape[0], self.out_channels, *read.shape[2:]), x.dtype, memory_order(x))
+        y = empty((x.shape[0], self.out_channels, *read.shape[2:]), x.dtype, memory_order(x), like=x)
         y[:, :channels] = read
         y[:, channels:] = 0
 
@@ -390,7 +390,7 @@ class DenseBlock(Layer):
             pool = self.entry
             size = pool_problem(x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode,
                                 ndim=x.ndim - 2, op="DenseBlock").y_shape[2:]
-        return empty((x.shape[0], self.out_channels, *size), x.dtype, memory_order(x))
+        return empty((x.shape[0], self.out_channels, *size), x.dtype, memory_order(x), like=x)
 
 
 def transition(in_channels: int, out_channels: int, *, ndim: int = 2, dtype: DTypeLike = np.float32,

@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from fastconv.arrays import Array, Order, empty, memory_order
-from fastconv.backends import cpu_train
+from fastconv.backends import select
 from fastconv.functional.pointwise import relu_grad
 from fastconv.nn.activation import activation_spec
 from fastconv.nn.basic import Identity
@@ -151,7 +151,7 @@ def _add(a: Array, b: Array, relu: bool = False) -> Array:
     if a.dtype != b.dtype:
         y = np.add(a, b, out=np.empty_like(a))
         return np.maximum(y, 0, out=y) if relu else y
-    return cpu_train.add(a, b, relu)
+    return select.training("Residual", ("the branch", a), ("the shortcut", b)).add(a, b, relu)
 
 
 class Branches(_Group):
@@ -237,4 +237,4 @@ def _concatenate(outputs: tuple[Array, ...]) -> Array:
     if first.ndim > 2:
         order = next((memory_order(y) for y in outputs if y.shape[1] > 1), order)
     shape = (first.shape[0], sum(y.shape[1] for y in outputs), *first.shape[2:])
-    return np.concatenate(outputs, axis=1, out=empty(shape, first.dtype, order))
+    return np.concatenate(outputs, axis=1, out=empty(shape, first.dtype, order, like=first))

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastconv.arrays import FLOAT32, FLOAT64, Array
+from fastconv.arrays import FLOAT32, FLOAT64, Array, on_device, to_host
 from fastconv.nn.names import OPTIONAL_NAMES, renamed
 
 Backward = Callable[[Any], Any]
@@ -51,6 +51,10 @@ def allocator(x: Array) -> Callable[[], Array]:
     axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
     places = tuple(axes.index(axis) for axis in range(x.ndim))
     memory_shape = tuple(shape[axis] for axis in axes)
+    if on_device(x):
+        from fastconv.backends.cuda.device import provider
+
+        return lambda: provider().empty(memory_shape, dtype).transpose(places)
     return lambda: np.empty(memory_shape, dtype).transpose(places)
 
 
@@ -75,9 +79,12 @@ class Buffer:
 
     @property
     def value(self) -> Array:
-        """The array as a read-only view, which shows later writes."""
+        """The array as a view, which shows later writes; read-only, but on a GPU, where nothing is.
+
+        A view on a GPU must not be written: what is kept under `version` would be stale.
+        """
         view = self._array.view()
-        view.flags.writeable = False
+        _set_writeable(view, False)
         return view
 
     @property
@@ -111,7 +118,7 @@ class Buffer:
         finally:
             # Again, for what was computed from the array in the middle of the writing.
             self._version += 1
-            view.flags.writeable = False
+            _set_writeable(view, False)
 
     def assign(self, array: Any) -> None:
         """Copy `array` into the value.
@@ -123,15 +130,38 @@ class Buffer:
         TypeError
             If the values would change their kind (float to int, complex to float).
         """
-        source = np.asarray(array)
+        source = np.asarray(to_host(array), like=self._array)
         if source.shape != self.shape:
             raise ValueError(f"assign: array has shape {source.shape}, but the value has shape {self.shape}. "
                              "Hint: shapes are fixed; make a new layer for another size")
         with self.write() as value:
             np.copyto(value, source, casting="same_kind")
 
+    def to(self, place: str) -> None:
+        """Move the array to a GPU (``"cuda"``, CuPy's current one) or to host memory (``"cpu"``).
+
+        Arrays of integers, which count, stay in host memory, so that nobody has to wait to read them.
+        """
+        if place not in ("cuda", "cpu"):
+            raise ValueError(f"to: place is {place!r}, but 'cuda' or 'cpu' is needed. "
+                             "Hint: with cupy.cuda.Device(1): net.to('cuda') chooses among GPUs")
+        if self.dtype.kind != "f" or on_device(self._array) == (place == "cuda"):
+            return
+        if place == "cuda":
+            from fastconv.backends.cuda.device import provider
+
+            self._array = provider().upload(self._array)
+        else:
+            self._array = to_host(self._array)
+        self._version += 1
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, version={self.version})"
+
+
+def _set_writeable(view: Array, writeable: bool) -> None:
+    if not on_device(view):  # CuPy's arrays have no such flag
+        view.flags.writeable = writeable
 
 
 class Parameter(Buffer):
@@ -170,6 +200,13 @@ class Parameter(Buffer):
     def zero_grad(self) -> None:
         """Forget the gradient."""
         self.grad = None
+
+    def to(self, place: str) -> None:
+        """Move the value, see `Buffer.to`, and forget the gradient if that changes anything."""
+        version = self._version
+        super().to(place)
+        if self._version != version:
+            self.grad = None
 
     def check_version(self, version: int, name: str) -> None:
         """Check that nothing was written since `version`; backward calls it for the values that it reads again.
@@ -286,9 +323,28 @@ class Layer:
             parameter.requires_grad = requires_grad
         return self
 
+    def to(self, place: str) -> Self:
+        """Move parameters and buffers to a GPU (``"cuda"``) or to host memory (``"cpu"``); returns the layer.
+
+        Do so before making an optimiser: its state is made where the parameters lie.
+
+        Raises
+        ------
+        ValueError
+            For another place.
+        RuntimeError
+            For ``"cuda"`` without CuPy or a GPU.
+        """
+        for _, item in self._state():
+            item.to(place)
+        return self
+
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of each parameter and buffer under PyTorch's name (``"0.weight"``, ``"bn.running_mean"``)."""
-        return {name: item.value.copy() for name, item in self._state()}
+        """Return a copy of each parameter and buffer under PyTorch's name (``"0.weight"``, ``"bn.running_mean"``).
+
+        Copies lie in host memory, wherever the layer does.
+        """
+        return {name: np.array(to_host(item.value)) for name, item in self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Set parameters and buffers by name.

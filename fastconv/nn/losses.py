@@ -12,9 +12,11 @@ and the gradient of their sum. Losses are summed in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from fastconv.arrays import Array, as_array
+from fastconv.arrays import Array, as_array, check_same_place
 from fastconv.functional.pointwise import log_softmax, quiet, sigmoid
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -81,7 +83,7 @@ def cross_entropy(logits: Array, target: Array, weight: Array | None = None, ign
     """
     _check_reduction(reduction, "cross_entropy")
     x = as_array(logits, "logits", "cross_entropy")
-    y = np.asarray(target)
+    y = _adopted("cross_entropy", "target", target, x)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, but it is a share: "
                          "0 <= label_smoothing <= 1 is needed. Hint: 0.1")
@@ -89,16 +91,27 @@ def cross_entropy(logits: Array, target: Array, weight: Array | None = None, ign
         raise ValueError("cross_entropy: logits has shape (), but (N, C, *spatial) is needed. Hint: keep the classes")
     if x.ndim == 1:
         loss, grad = cross_entropy(x[None], y[None], weight, ignore_index, reduction, label_smoothing)
-        return (loss[0] if isinstance(loss, np.ndarray) else loss), grad[0]
+        return (loss if isinstance(loss, float) else loss[0]), grad[0]
     classes = x.shape[1]
     if weight is not None and np.shape(weight) != (classes,):
         raise ValueError(f"cross_entropy: weight has shape {np.shape(weight)}, but logits has {classes} classes: shape "
                          f"({classes},) is needed. Hint: one weight for each class")
-    w = np.ones(classes, x.dtype) if weight is None else np.asarray(weight, x.dtype)
+    w = (np.ones_like(x, shape=(classes,)) if weight is None
+         else _adopted("cross_entropy", "weight", weight, x, x.dtype))
     log_p = log_softmax(x, 1)
     if y.dtype.kind in "iu":
         return _cross_entropy_classes(x, log_p, y, w, ignore_index, reduction, label_smoothing)
     return _cross_entropy_probabilities(x, log_p, y, w, reduction, label_smoothing)
+
+
+def _adopted(op: str, name: str, array: Any, like: Array, dtype: Any = None) -> Array:
+    """A further argument, which may be a list or of integers, as an array where `like` lies."""
+    if not hasattr(array, "__cuda_array_interface__"):
+        array = np.asarray(array, dtype)
+    elif dtype is not None:
+        array = array.astype(dtype, copy=False)
+    check_same_place(op, (name, array), ("the prediction", like))
+    return array
 
 
 def _cross_entropy_classes(x: Array, log_p: Array, y: Array, w: Array, ignore_index: int, reduction: str,
@@ -147,6 +160,7 @@ def _cross_entropy_probabilities(x: Array, log_p: Array, y: Array, w: Array, red
 
 
 def _check_target(x: Array, y: Array, op: str, name: str) -> None:
+    check_same_place(op, ("target", y), (name, x))
     if y.dtype != x.dtype:
         raise TypeError(f"{op}: target has dtype {y.dtype}, but {name} has dtype {x.dtype}. "
                         f"Hint: target.astype(np.{x.dtype})")
@@ -207,7 +221,7 @@ def binary_cross_entropy_with_logits(logits: Array, target: Array, weight: Array
 
 def _broadcast(weight: Array, x: Array, name: str) -> Array:
     try:
-        return np.broadcast_to(np.asarray(weight, x.dtype), x.shape)
+        return np.broadcast_to(_adopted("binary_cross_entropy_with_logits", name, weight, x, x.dtype), x.shape)
     except ValueError:
         raise ValueError(f"binary_cross_entropy_with_logits: {name} has shape {np.shape(weight)}, which does not "
                          f"broadcast to {x.shape}, the shape of logits. Hint: axes of length 1 broadcast") from None

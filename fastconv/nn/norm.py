@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fastconv.arrays import Array, as_array
-from fastconv.backends import cpu_train
+from fastconv.backends import select
 from fastconv.functional import norm
 from fastconv.functional.pointwise import check_grad
 from fastconv.nn.layer import Backward, Buffer, Layer, Leaf, Parameter, float_dtype, inherit_doc
@@ -86,12 +86,13 @@ class _BatchNorm(Layer):
         versions = [p.version if p else 0 for p in (weight, bias)]
         if training:
             norm.check_several_values(x)
-            mean, var = np.empty(self.num_features), np.empty(self.num_features)
+            mean, var = np.empty(self.num_features, like=x), np.empty(self.num_features, like=x)
         else:
             mean, var = (a.astype(np.float64) for a in self._running())
         if x.size == 0:
             return np.empty_like(x), lambda dy: self._empty_grad(x)
-        y = cpu_train.batch_norm(x, mean, var, weight.value if weight else None, bias.value if bias else None, eps,
+        passes = select.training(type(self).__name__, ("input", x), ("weight", weight.value if weight else None))
+        y = passes.batch_norm(x, mean, var, weight.value if weight else None, bias.value if bias else None, eps,
                                  training, relu)
         if training:
             self._track(mean, var, x.size // self.num_features)
@@ -101,7 +102,7 @@ class _BatchNorm(Layer):
                 if parameter is not None and (name == "weight" or relu):
                     parameter.check_version(version, name)
             dy = check_grad(dy, x, type(self).__name__)
-            dx, dw, db = cpu_train.batch_norm_grad(x, dy, mean, var, weight.value if weight else None,
+            dx, dw, db = passes.batch_norm_grad(x, dy, mean, var, weight.value if weight else None,
                                                    bias.value if bias else None, eps, training, relu)
             for parameter, grad in ((weight, dw), (bias, db)):
                 if parameter is not None:
@@ -113,7 +114,7 @@ class _BatchNorm(Layer):
     def _empty_grad(self, x: Array) -> Array:
         for parameter in (self.weight, self.bias):
             if parameter is not None:
-                parameter.add_grad(np.zeros(self.num_features, x.dtype))
+                parameter.add_grad(np.zeros(self.num_features, x.dtype, like=x))
         return np.empty_like(x)
 
     def __call__(self, x: Array) -> Array:

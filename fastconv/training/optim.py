@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import Array
+from fastconv.arrays import Array, on_device, to_host
 from fastconv.backends import _cpu
 from fastconv.config import settings
 from fastconv.nn.layer import Parameter
@@ -92,7 +92,7 @@ class Optimizer:
 
         Settings of the constructor other than `lr` are not part of it.
         """
-        return {"lr": self.lr, "params": [{name: value.copy() if isinstance(value, np.ndarray) else value
+        return {"lr": self.lr, "params": [{name: np.array(to_host(value)) if hasattr(value, "shape") else value
                                            for name, value in state.items()} for state in self._states]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,7 +113,8 @@ class Optimizer:
                     raise ValueError(f"{op}: {name} of parameter {index} has shape {value.shape}, but the parameter "
                                      f"has shape {parameter.shape}. Hint: build the same network before loading")
         self.lr = float(state["lr"])
-        self._states = [{name: np.array(value, parameter.dtype) if isinstance(value, np.ndarray) else value
+        self._states = [{name: np.array(value, parameter.dtype, like=parameter.value)
+                         if isinstance(value, np.ndarray) else value
                          for name, value in entry.items()}
                         for parameter, entry in zip(self.params, states, strict=True)]
 
@@ -159,6 +160,12 @@ class SGD(Optimizer):
         if self.momentum and velocity is None:
             state["velocity"] = velocity = np.empty_like(value)
             first = True
+        if on_device(value):
+            from fastconv.backends.cuda import train
+
+            train.sgd_step(value, grad, velocity if self.momentum else None, self.lr, self.momentum,
+                           1 - self.dampening, self.weight_decay, first, self.nesterov)
+            return
         current = settings()
         _cpu.sgd_step(value, np.ascontiguousarray(grad), velocity if self.momentum else None, self.lr, self.momentum,
                       1 - self.dampening, self.weight_decay, first, self.nesterov, current.isa, current.threads)
@@ -211,6 +218,11 @@ class Adam(Optimizer):
         step, decay = state["step"], self.weight_decay
         constants = (1 - self.lr * decay if self.decoupled else 1.0, 0.0 if self.decoupled else decay, 1 - beta1, beta2,
                      1 - beta2, self.lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), self.eps)
+        if on_device(value):
+            from fastconv.backends.cuda import train
+
+            train.adam_step(value, grad, state["mean"], state["square"], constants)
+            return
         current = settings()
         _cpu.adam_step(value, np.ascontiguousarray(grad), state["mean"], state["square"], constants, current.isa,
                        current.threads)

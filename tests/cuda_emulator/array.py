@@ -29,12 +29,13 @@ FUNCTIONS: dict[str, set[str]] = {
     "count_nonzero": {"axis"},
     "empty": {"dtype"},
     "empty_like": {"dtype"},
+    "full_like": {"dtype"},
     "max": {"axis", "keepdims"},
     "mean": {"axis", "dtype"},
     "may_share_memory": set(),
     "moveaxis": set(),
     "ndim": set(),
-    "ones": {"dtype"},
+    "ones_like": {"dtype", "shape"},
     "pad": {"mode"},
     "put_along_axis": set(),
     "shape": set(),
@@ -95,7 +96,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         name = function.__name__
         assert name in FUNCTIONS, f"{name} is not in the list of functions of CuPy that fastconv uses"
         assert set(kwargs) <= FUNCTIONS[name], f"CuPy's {name} takes no {sorted(set(kwargs) - FUNCTIONS[name])}"
-        if name in ("empty", "zeros", "ones", "array", "asarray"):  # like= brought us here; a NumPy array is uploaded
+        if name in ("empty", "zeros", "array", "asarray"):  # like= brought us here; a NumPy array is uploaded
             return DeviceArray(function(*(host(a) if isinstance(a, DeviceArray) else a for a in args), **kwargs))
         return _wrapped(function(*_unwrapped(args), **_unwrapped(kwargs)), kwargs.get("out"))
 
@@ -166,7 +167,7 @@ def _index(key: Any) -> Any:
 
 
 def _wrapped(result: Any, out: Any) -> Any:
-    if out is not None and out != ():
+    if out is not None:
         return out[0] if isinstance(out, tuple) else out
     # A sum over everything is an array of no axes in CuPy, not a number.
     return DeviceArray(np.asarray(result)) if isinstance(result, (np.ndarray, np.generic)) else result
