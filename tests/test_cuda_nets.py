@@ -112,10 +112,20 @@ def test_prepared_with_activation_and_residual():
             close(there(device(x[0])), here(x[0]))
             with pytest.raises(TypeError, match="in one place"):
                 there(x)
+            there(device(x), residual=device(residual))
+            close(there(device(x[0]), residual=device(residual[0])), here(x[0], residual=residual[0]))
+            moved = np.moveaxis(np.ascontiguousarray(np.moveaxis(residual, 1, -1)), -1, 1)
+            close(there(device(x), residual=device(moved)), here(x, residual=residual))
     up, rows = normal(3, 2, 2, 2), normal(5, 3)
-    here, linear = prepare_conv_transpose(up, stride=3, activation="relu"), prepare_linear(w[:, :, 0, 0], b)
+    linear = prepare_linear(w[:, :, 0, 0], b)
     with emulated():
-        close(prepare_conv_transpose(device(up), stride=3, activation="relu")(device(x)), here(x))
+        there = prepare_conv_transpose(device(up), device(normal(2)), stride=3, activation="relu")  # with gaps
+        here = prepare_conv_transpose(up, normal(2), stride=3, activation="relu")
+        enlarged = normal(*here(x).shape, seed=2)
+        close(there(device(x)), here(x))
+        close(there(device(x), residual=device(enlarged)), here(x, residual=enlarged))
+        deep = prepare_conv(device(normal(3, 1, 3, 3)), padding=1, groups=3)
+        close(deep(device(x), residual=device(x)), functional.conv(x, normal(3, 1, 3, 3), padding=1, groups=3) + x)
         close(prepare_linear(device(w[:, :, 0, 0]), device(b))(device(rows)), linear(rows))
 
 

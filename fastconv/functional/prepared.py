@@ -32,14 +32,20 @@ from fastconv.problem.common import integer
 class _Repeat:
     """A call that was checked before, with the weights that it ran with."""
 
-    __slots__ = ("_activation", "_alone", "_b", "_run", "_w")
+    __slots__ = ("_activation", "_adds", "_alone", "_b", "_run", "_w")
 
-    def __init__(self, run: Any, w: Array, b: Array | None, activation: Activation | None, alone: bool) -> None:
+    def __init__(self, run: Any, w: Array, b: Array | None, activation: Activation | None, alone: bool,
+                 adds: bool) -> None:
         self._run, self._w, self._b = run, w, b
-        self._activation, self._alone = activation, alone
+        self._activation, self._alone, self._adds = activation, alone, adds
 
     def __call__(self, x: Array, residual: Array | None) -> Array:
-        y = self._run(x, self._w, self._b)
+        if self._adds:
+            assert residual is not None
+            y = self._run(x, self._w, self._b, None, residual[None] if self._alone else residual)
+            residual = None
+        else:
+            y = self._run(x, self._w, self._b)
         if self._alone:
             y = y[0]
         if residual is not None or self._activation is not None:
@@ -97,15 +103,17 @@ class Prepared:
         if target is not None:
             check_out(target, shape, x.dtype, "out", op,
                       [a for a in (x, self._weight, self._bias, added) if a is not None])
-        fused = self._activation if residual is None else None
+        added = added[None] if alone and added is not None else added
         backend = select.backend(op, ("input", x), ("weight", self._weight), ("residual", added))
+        adds = added is not None and backend is not select.cpu  # whose kernels know no sums
+        fused = self._activation if added is None or adds else None
         run = backend.Run(problem, self._op, self._algorithm, relu=fused is not None and fused.name == "relu",
                           packed=self._pack)
-        y = run(x, self._weight, self._bias, target)
+        y = run(x, self._weight, self._bias, target, *((added,) if adds else ()))
         rest = None if run.plan.relu else self._activation
-        finish(y, rest, added[None] if alone and added is not None else added)
+        finish(y, rest, None if adds else added)
         if repeats:
-            remember(self._repeats, key, _Repeat(run, self._weight, self._bias, rest, alone), now)
+            remember(self._repeats, key, _Repeat(run, self._weight, self._bias, rest, alone, adds), now)
         return y[0] if alone else y
 
     def _problem(self, x: Array, out: Array | None) -> tuple[ConvProblem, Array, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from fastconv.backends.cuda.device import Kernel, provider
 from fastconv.backends.cuda.tiles import Tile, ceil_div
 from fastconv.backends.lattice import Lattice
 from fastconv.problem import ConvProblem
+from fastconv.problem.common import five
 
 Array = Any  # of the provider
 
@@ -28,7 +30,7 @@ DTYPES = {"float32": (0, 4), "float64": (1, 8)}
 # The structures of lattice.cuh.
 LATTICE = np.dtype([
     ("in_strides", np.int64, 5), ("out_strides", np.int64, 5), ("add_strides", np.int64, 5), ("w_strides", np.int64, 6),
-    ("in_offset", np.int64), ("out_offset", np.int64), ("w_offset", np.int64),
+    ("in_offset", np.int64), ("out_offset", np.int64), ("w_offset", np.int64), ("add_offset", np.int64),
     ("in_size", np.int32, 3), ("out_size", np.int32, 3), ("step", np.int32, 3), ("taps", np.int32, 3),
     ("tap_at", np.int32, 3), ("tap_step", np.int32, 3),
     ("batch", np.int32), ("groups", np.int32), ("in_channels", np.int32), ("out_channels", np.int32)], align=True)
@@ -165,11 +167,16 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
                          else _weight_grad_simt(problem, tile, multiprocessors))
         return _weight_grad_plan(problem, name, first, splits)
-    parts, covers = ((lattice.forward(problem),), True) if op == "conv" else lattice.input_grad(problem)
+    parts, covers = _parts(problem, op)
     launches = tuple(_direct(part, problem.dtype, relu) if name == "direct"
-                     else _simt(part, problem.dtype, relu, tile, multiprocessors)
-                     for part in parts if part.batch and math.prod(part.out_size))
+                     else _simt(part, problem.dtype, relu, tile, multiprocessors) for part in parts)
     return Plan(problem, op, name, launches, covers, relu)
+
+
+def _parts(problem: ConvProblem, op: str) -> tuple[tuple[Lattice, ...], bool]:
+    """The lattices of a pass that are not empty, and whether they cover all of its result."""
+    parts, covers = ((lattice.forward(problem),), True) if op == "conv" else lattice.input_grad(problem)
+    return tuple(part for part in parts if part.batch and math.prod(part.out_size)), covers
 
 
 def _narrow(problem: ConvProblem) -> bool:
@@ -269,20 +276,40 @@ class Run:
         self._shape = problem.y_shape if op == "conv" else problem.x_shape
         self._dtype = np.dtype(problem.dtype)
 
-    def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None) -> Array:
-        """Write the result to `out`, or return it in a new array; `b` is contiguous."""
+    def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None,
+                 add: Array | None = None) -> Array:
+        """Write the result, plus `add` of its shape, to `out`, or return it in a new array; `b` is contiguous."""
         plan, launch = self.plan, provider().launch
         if out is None:
             out = empty(self._shape, self._dtype, plan.problem.order, like=x)
         if not plan.covers:
-            out[...] = 0 if b is None else self._filling(b)
-        for kernel, grid, block, args, smem in plan.launches:
-            launch(kernel, grid, block, (x, w, b, None, out, *args), smem)
+            self._fill(out, b, add)
+        for number, (kernel, grid, block, args, smem) in enumerate(plan.launches):
+            if add is not None:
+                args = _with_sum(plan, number, add.strides, add.itemsize), *args[1:]
+            launch(kernel, grid, block, (x, w, b, add, out, *args), smem)
         return out
 
-    def _filling(self, b: Array) -> Array:
-        b = b.reshape(-1, *[1] * self.plan.problem.ndim)
-        return np.maximum(b, 0) if self.plan.relu else b
+    def _fill(self, out: Array, b: Array | None, add: Array | None) -> None:
+        """Write what the result is where no tap is met."""
+        out[...] = 0 if add is None else add
+        if b is not None:
+            out += b.reshape(-1, *[1] * self.plan.problem.ndim)
+        if self.plan.relu:
+            np.maximum(out, 0, out=out)
+
+
+@lru_cache(1024)
+def _with_sum(plan: Plan, number: int, strides: tuple[int, ...], itemsize: int) -> Any:
+    """The structure of a launch, for a residual with these strides."""
+    own = five(tuple(stride // itemsize for stride in strides))
+    # The residual lies as the result would, if the result had its strides.
+    p = plan.problem
+    alike = replace(p, y_strides=own) if plan.op == "conv" else replace(p, x_strides=own)
+    part = _parts(alike, plan.op)[0][number]
+    s = plan.launches[number].args[0].copy()
+    s["add_strides"], s["add_offset"] = part.out_strides, part.out_offset
+    return s
 
 
 def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,

@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     const int64 m = m0 + (i / FC_PACK * (BM / TM) + ty) * FC_PACK + i % FC_PACK;
     if (m >= pixels) continue;
     const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
-    const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = pixel_out(l.add_strides, p);
+    const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
 #pragma unroll
     for (int j = 0; j < TN; j++) {
       const int n = n0 + (j / FC_PACK * (BN / TN) + tx) * FC_PACK + j % FC_PACK;

@@ -6,7 +6,7 @@
 // channel, and the taps of each axis; channels are those of one group.
 struct Lattice {
   int64 in_strides[5], out_strides[5], add_strides[5], w_strides[6];
-  int64 in_offset, out_offset, w_offset;
+  int64 in_offset, out_offset, w_offset, add_offset;
   int in_size[3], out_size[3], step[3], taps[3], tap_at[3], tap_step[3];
   int batch, groups, in_channels, out_channels;
 };
