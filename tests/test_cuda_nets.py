@@ -257,5 +257,5 @@ def test_a_training_step(name):
         least = 1e-5 * max(np.abs(p.grad).max() for p in here.parameters())
         for p, q in zip(here.parameters(), there.parameters(), strict=True):
             close(q.grad, p.grad, least=least)
-            close(q.value, p.value)
+            close(q.value, p.value, least=least)
         close(there(device(x)), here(x))

@@ -84,7 +84,8 @@ def normalize(input: Array, mean: Array, var: Array, weight: Array | None = None
     _check_channels(x, {"mean": mean, "var": var, "weight": weight, "bias": bias}, "normalize")
     if x.size == 0:
         return np.empty_like(x)
-    passes = select.training("normalize", ("input", x), ("mean", mean), ("var", var), ("weight", weight), ("bias", bias))
+    passes = select.training("normalize", ("input", x), ("mean", mean), ("var", var), ("weight", weight),
+                             ("bias", bias))
     return passes.batch_norm(x, _doubles(mean), _doubles(var), weight, bias, eps)
 
 

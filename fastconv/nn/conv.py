@@ -140,7 +140,8 @@ class _Conv(_ConvBase):
         batched = x.ndim == self.ndim + 2
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         if out is None and batched and self.order is not None and mode == "zeros":
-            out = empty(conv_problem(x, weight.value, *geometry, ndim=self.ndim).y_shape, x.dtype, self.order)
+            out = empty(conv_problem(x, weight.value, *geometry, ndim=self.ndim).y_shape, x.dtype, self.order,
+                        like=x)
         run = conv_relu if relu else conv
         y = run(x, weight.value, bias.value if bias else None, *geometry, padding_mode=mode, out=out)
 
@@ -150,7 +151,7 @@ class _Conv(_ConvBase):
                 dy = relu_grad(dy, y)
             if weight.requires_grad:
                 weight.add_grad(conv_weight_grad(x, weight.shape, dy, *geometry, padding_mode=mode,
-                                                 out=np.empty(weight.shape, weight.dtype)))
+                                                 out=np.empty(weight.shape, weight.dtype, like=x)))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
             if not self.input_grad:
@@ -240,7 +241,7 @@ class _ConvTranspose(_ConvBase):
             weight.check_version(version, "weight")
             if weight.requires_grad:
                 weight.add_grad(conv_transpose_weight_grad(x, weight.shape, dy, *geometry,
-                                                           out=np.empty(weight.shape, weight.dtype)))
+                                                           out=np.empty(weight.shape, weight.dtype, like=x)))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
             return conv_transpose_input_grad(dy, weight.value, *geometry, out=np.empty_like(x))

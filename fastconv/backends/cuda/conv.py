@@ -268,13 +268,14 @@ def _weight_grad_plan(problem: ConvProblem, algorithm: str, first: Launch, split
 class Run:
     """A planned convolution, or input gradient, to be run many times; see `fastconv.backends.cpu.Run`."""
 
-    __slots__ = ("_dtype", "_shape", "plan")
+    __slots__ = ("_dtype", "_shape", "_with_sum", "plan")
 
     def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
                  packed: Callable[[Any], Any] | None = None) -> None:
         self.plan = plan_for(problem, op, algorithm, relu, provider().multiprocessors())
         self._shape = problem.y_shape if op == "conv" else problem.x_shape
         self._dtype = np.dtype(problem.dtype)
+        self._with_sum: dict[tuple[int, ...], list[Any]] = {}  # structures of the launches, by strides of the residual
 
     def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None,
                  add: Array | None = None) -> Array:
@@ -284,11 +285,24 @@ class Run:
             out = empty(self._shape, self._dtype, plan.problem.order, like=x)
         if not plan.covers:
             self._fill(out, b, add)
+        structures = None if add is None else self._structures(add)
         for number, (kernel, grid, block, args, smem) in enumerate(plan.launches):
-            if add is not None:
-                args = _with_sum(plan, number, add.strides, add.itemsize), *args[1:]
+            if structures is not None:
+                args = structures[number], *args[1:]
             launch(kernel, grid, block, (x, w, b, add, out, *args), smem)
         return out
+
+    def _structures(self, add: Array) -> list[Any]:
+        structures = self._with_sum.get(add.strides)
+        if structures is None:
+            p, own = self.plan.problem, five(tuple(stride // add.itemsize for stride in add.strides))
+            # The residual lies as the result would, if the result had its strides.
+            alike = replace(p, y_strides=own) if self.plan.op == "conv" else replace(p, x_strides=own)
+            structures = [launch.args[0].copy() for launch in self.plan.launches]
+            for s, part in zip(structures, _parts(alike, self.plan.op)[0], strict=True):
+                s["add_strides"], s["add_offset"] = part.out_strides, part.out_offset
+            self._with_sum = {add.strides: structures}
+        return structures
 
     def _fill(self, out: Array, b: Array | None, add: Array | None) -> None:
         """Write what the result is where no tap is met."""
@@ -297,19 +311,6 @@ class Run:
             out += b.reshape(-1, *[1] * self.plan.problem.ndim)
         if self.plan.relu:
             np.maximum(out, 0, out=out)
-
-
-@lru_cache(1024)
-def _with_sum(plan: Plan, number: int, strides: tuple[int, ...], itemsize: int) -> Any:
-    """The structure of a launch, for a residual with these strides."""
-    own = five(tuple(stride // itemsize for stride in strides))
-    # The residual lies as the result would, if the result had its strides.
-    p = plan.problem
-    alike = replace(p, y_strides=own) if plan.op == "conv" else replace(p, x_strides=own)
-    part = _parts(alike, plan.op)[0][number]
-    s = plan.launches[number].args[0].copy()
-    s["add_strides"], s["add_offset"] = part.out_strides, part.out_offset
-    return s
 
 
 def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,
