@@ -1,8 +1,11 @@
 """The door to the GPU: which arrays are let in, what is said where there is no GPU; that the emulator sees mistakes."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +208,19 @@ def _seconds(call, clock, times=100):
     for _ in range(times):
         call()
     return (clock() - start) / times
+
+
+# ---- the script for the day when there is a GPU ------------------------------------------------------------------
+
+
+def test_gpu_check_runs_dry(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "bench" / "gpu_check.sh").exists():
+        pytest.skip("bench is not beside the tests")
+    done = subprocess.run(["bash", "bench/gpu_check.sh", str(tmp_path), "primitives", "times"], cwd=root, text=True,
+                          capture_output=True, env={**os.environ, "DRY_RUN": "1"}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed: none" in done.stdout
+    times = json.loads((tmp_path / "gpu_times.json").read_text())["times"]
+    assert {t["pass"] for t in times} >= {"conv", "conv_input_grad", "conv_weight_grad", "max_pool"}
+    assert json.loads((tmp_path / "gpu_primitives.json").read_text())["machine"]["device"] == "emulator"

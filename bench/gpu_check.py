@@ -1,0 +1,265 @@
+"""Parts of gpu_check.sh: primitives against their emulation, and times against PyTorch with cuDNN."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shapes import CONVS, Row, load
+
+from fastconv import functional
+from fastconv.arrays import to_host
+from fastconv.backends.cuda import device as backend
+from fastconv.backends.cuda.device import Kernel
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ---- primitives ------------------------------------------------------------------------------------------------------
+
+# Each kernel is one warp: a and b are 256 words each, which lanes read as the primitive needs them.
+PRIMITIVES = """
+#include "prim.cuh"
+extern "C" __global__ void primitives(const unsigned *a, const unsigned *b, float *d, unsigned *bits) {
+  FC_SMEM(memory);
+  unsigned *s = reinterpret_cast<unsigned *>(memory);
+  const int lane = threadIdx.x;
+  unsigned x[4], y[2], r[4];
+  for (int i = 0; i < 4; i++) x[i] = a[lane * 4 + i];
+  for (int i = 0; i < 2; i++) y[i] = b[lane * 2 + i];
+  float sums[3][4] = {};
+  unsigned tf[4], tg[2];
+  for (int i = 0; i < 4; i++) tf[i] = fc::float_to_tf32(__uint_as_float(x[i] & 0x7fffffffu & ~0x40000000u));
+  for (int i = 0; i < 2; i++) tg[i] = fc::float_to_tf32(__uint_as_float(y[i] & 0x7fffffffu & ~0x40000000u));
+  fc::mma_tf32(sums[0], tf, tg);
+  fc::mma_half(sums[1], x, y);
+  fc::mma_bfloat16(sums[2], x, y);
+  for (int k = 0; k < 3; k++)
+    for (int i = 0; i < 4; i++) d[(k * 32 + lane) * 4 + i] = sums[k][i];
+  fc::cp_async16(&s[lane * 4], &a[(31 - lane) * 4], lane % 5 != 0);
+  fc::cp_commit();
+  fc::cp_wait<0>();
+  __syncthreads();
+  fc::ldmatrix_x4(r, &s[lane * 4]);
+  for (int i = 0; i < 4; i++) bits[lane * 4 + i] = r[i];
+  fc::ldmatrix_x4_trans(r, &s[lane * 4]);
+  for (int i = 0; i < 4; i++) bits[128 + lane * 4 + i] = r[i];
+  bits[256 + lane] = __match_any_sync(~0u, (int64)(a[lane] % 7));
+  bits[288 + lane] = __ballot_sync(~0u, a[lane] % 3 == 0);
+  bits[320 + lane] = fc::float_to_half(__uint_as_float(a[lane] & 0x7effffffu)) |
+                     fc::float_to_bfloat16(__uint_as_float(a[lane] & 0x7effffffu)) << 16;
+}
+FC_EXPORT(primitives)
+"""
+
+
+def run_primitives() -> dict[str, Any]:
+    """What every primitive makes of fixed operands: sums as numbers, the rest as bits."""
+    rng = np.random.default_rng(0)
+    # Halves of moderate size, so that no product is infinite in any of the formats.
+    a, b = (rng.standard_normal(512).astype(np.float16).view(np.uint32) for _ in range(2))
+    text = PRIMITIVES.replace('#include "prim.cuh"', (backend._SOURCES / "prim.cuh").read_text())
+    original, backend.source_text = backend.source_text, lambda name: text
+    try:
+        provider = backend.provider()
+        d, bits = provider.empty((3, 32, 4), np.float32), provider.empty((352,), np.uint32)
+        provider.launch(Kernel("primitives.cu", "primitives", (("FC_DTYPE", 0),)), (1,), (32,),
+                        (provider.upload(a), provider.upload(b), d, bits), 512)
+    finally:
+        backend.source_text = original
+    return {"sums": to_host(d).ravel().tolist(), "bits": to_host(bits).tolist()}
+
+
+def primitives(dry: bool) -> dict[str, Any]:
+    """Run them on the GPU and by the emulator; they must agree, sums up to rounding."""
+    from cuda_emulator import emulated
+
+    with emulated():
+        emulation = run_primitives()
+    golden = emulation if dry else run_primitives()
+    np.testing.assert_array_equal(golden["bits"], emulation["bits"])
+    np.testing.assert_allclose(golden["sums"], emulation["sums"], rtol=1e-5, atol=1e-5)
+    print(f"primitives: {len(golden['bits'])} words and {len(golden['sums'])} sums agree with their emulation")
+    return golden
+
+
+# ---- times -----------------------------------------------------------------------------------------------------------
+
+SETS = 4  # operands that take turns, so that they are not all in the L2 cache
+ROUNDS = 7
+MOST_BYTES = 8 << 30  # of one set of operands
+
+
+class Clock:
+    """Seconds that the GPU takes for calls, by events of CuPy; in a dry run those of the host."""
+
+    def __init__(self, dry: bool) -> None:
+        self.dry = dry
+
+    def time(self, call: Callable[[int], Any]) -> float:
+        """The median over rounds of the time of a call; `call` gets the number of a set of operands."""
+        if self.dry:
+            start = time.perf_counter()
+            call(0)
+            return time.perf_counter() - start
+        import cupy
+
+        for n in range(SETS):
+            call(n)
+        rounds = []
+        for _ in range(ROUNDS):
+            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+            begin.record()
+            for n in range(SETS):
+                call(n)
+            end.record()
+            end.synchronize()
+            rounds.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3 / SETS)
+        return statistics.median(rounds)
+
+
+def operands(row: Row, batch: int, order: str, sets: int) -> list[list[np.ndarray]]:
+    """x, w and dy of each set, float32, the images in `order`."""
+    rng = np.random.default_rng(0)
+    result = []
+    for _ in range(sets):
+        x, w, dy = (rng.standard_normal(s, np.float32) for s in (
+            (batch, *row.x_shape[1:]), row.w_shape or (1,), (batch, *row.y_shape[1:])))
+        if order == "channels_last":
+            x, dy = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, dy))
+        result.append([x, w, dy])
+    return result
+
+
+def passes(row: Row, sets: list[list[Any]]) -> dict[str, Callable[[int], Any]]:
+    """What fastconv runs of a row, by pass."""
+    if row.op == "conv":
+        return {
+            "conv": lambda n: functional.conv(*sets[n][:2], None, *row.arguments),
+            "conv_input_grad": lambda n: functional.conv_input_grad(sets[n][0].shape, *sets[n][1:], *row.arguments),
+            "conv_weight_grad": lambda n: functional.conv_weight_grad(sets[n][0], sets[n][1].shape, sets[n][2],
+                                                                      *row.arguments)}
+    if row.op == "conv_transpose":
+        return {"conv": lambda n: functional.conv_transpose(*sets[n][:2], None, *row.arguments)}
+    function = getattr(functional, row.op)
+    return {row.op: lambda n: function(sets[n][0], *row.arguments)}
+
+
+def torch_passes(row: Row, sets: list[list[Any]]) -> dict[str, Callable[[int], Any]]:
+    """The same by PyTorch, on the same memory."""
+    import torch
+
+    tensors = [[torch.from_dlpack(a) for a in arrays] for arrays in sets]
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    axes = len(row.size)
+    if row.op in CONVS:
+        forward = getattr(torch.nn.functional, f"{row.op}{axes}d")
+        result = {"conv": lambda n: forward(*tensors[n][:2], None, *row.arguments)}
+        if row.op == "conv":
+            stride, padding, dilation, groups = row.arguments
+
+            def gradient(n: int, which: list[bool]) -> Any:
+                x, w, dy = tensors[n]
+                return torch.ops.aten.convolution_backward(dy, x, w, None, stride, padding, dilation, False,
+                                                           [0] * axes, groups, which)
+
+            result["conv_input_grad"] = lambda n: gradient(n, [True, False, False])
+            result["conv_weight_grad"] = lambda n: gradient(n, [False, True, False])
+        return result
+    if row.op == "global_avg_pool":
+        mean = getattr(torch.nn.functional, f"adaptive_avg_pool{axes}d")
+        return {row.op: lambda n: mean(tensors[n][0], 1)}
+    pool = getattr(torch.nn.functional, f"{row.op}{axes}d")
+    return {row.op: lambda n: pool(tensors[n][0], *row.arguments)}
+
+
+def times(dry: bool, seconds: float) -> list[dict[str, Any]]:
+    """Rows of the table in both memory orders at batch 32 and 256, until the time is over."""
+    clock, results, start = Clock(dry), [], time.monotonic()
+    rows = load()
+    if dry:
+        rows = [min((r for r in rows if r.op == op), key=lambda r: math.prod(r.x_shape)) for op in dict.fromkeys(
+            r.op for r in rows)]
+    put = backend.provider().upload
+    for batch in (1,) if dry else (32, 256):
+        for row in rows:
+            size = 4 * batch * (math.prod(row.x_shape[1:]) + math.prod(row.y_shape[1:]))
+            if size > MOST_BYTES / SETS:
+                continue
+            for order in ("channels_last", "contiguous"):
+                if time.monotonic() - start > seconds:
+                    print("times: the time is over; rows are missing")
+                    return results
+                sets = [[put(a) for a in arrays] for arrays in operands(row, batch, order, 1 if dry else SETS)]
+                ours, theirs = passes(row, sets), {} if dry else torch_passes(row, sets)
+                for name, call in ours.items():
+                    entry = {"row": row.name, "kind": row.kind, "pass": name, "batch": batch, "order": order,
+                             "dtype": "float32", "fastconv": clock.time(call), "macs": row.macs // row.batch * batch}
+                    if name in theirs:
+                        entry["torch"] = clock.time(theirs[name])
+                        entry["ratio"] = entry["torch"] / entry["fastconv"]
+                    results.append(entry)
+    return results
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """Geometric means of torch's time over ours, by class, pass and order."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for r in results:
+        if "ratio" in r:
+            groups.setdefault((r["kind"], r["pass"], r["order"]), []).append(r["ratio"])
+    lines = [f"{'class':16}{'pass':18}{'order':15}{'rows':>5}  x torch"]
+    for key, ratios in sorted(groups.items()):
+        lines.append(f"{key[0]:16}{key[1]:18}{key[2]:15}{len(ratios):5}  {statistics.geometric_mean(ratios):.2f}")
+    return "\n".join(lines)
+
+
+def machine(dry: bool) -> dict[str, Any]:
+    """Device, date and commit."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    result = {"date": now, "commit": commit.stdout.strip(),
+              "python": sys.version.split()[0], "device": "emulator"}
+    if not dry:
+        import cupy
+        import torch
+
+        properties = cupy.cuda.runtime.getDeviceProperties(0)
+        result |= {"device": properties["name"].decode(), "cupy": cupy.__version__, "torch": torch.__version__,
+                   "driver": cupy.cuda.runtime.driverGetVersion(), "cudnn": torch.backends.cudnn.version()}
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("primitives", "times"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dry-run", action="store_true", help="on the emulator, smallest rows only")
+    parser.add_argument("--seconds", type=float, default=540)
+    options = parser.parse_args(arguments)
+    context: Any = nullcontext()
+    if options.dry_run:
+        from cuda_emulator import emulated
+
+        context = emulated()
+    with context:
+        result: Any = (primitives(options.dry_run) if options.part == "primitives"
+                       else times(options.dry_run, options.seconds))
+    options.out.write_text(json.dumps({"machine": machine(options.dry_run), options.part: result}, indent=1))
+    if options.part == "times":
+        print(summary(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
