@@ -6,6 +6,7 @@
 #include "blocking.h"
 #include "fastconv.h"
 #include "kernels.h"
+#include "pack.h"
 
 /* Budgets: weights of a panel that stay in L1 while strips pass by; the copy, in L2; outputs of a panel, in L2. */
 enum { PANEL_BYTES = 24 * 1024, STAGE_BYTES = 256 * 1024, PIXELS = 512 };
@@ -111,14 +112,8 @@ void FC_NAME(fc_direct_pack)(const fc_direct *p, const void *w_, void *packed_, 
     const int64_t group = task / p->panels, first = task % p->panels * k->nr;
     const int64_t valid = min64(k->nr, l->out_channels - first);
     const real *w = (const real *)w_ + group * l->w_stride[0] + first * l->w_stride[1];
-    real *to = (real *)packed_ + task * (p->reduction + 1) * k->nr, *check = to + p->reduction * k->nr;
-    for (int i = 0; i < k->nr; i++) check[i] = 0;
-    for (int64_t t = 0; t < l->taps; t++)
-        for (int64_t c = 0; c < l->in_channels; c++, to += k->nr) {
-            const real *from = w + l->tap_w[t] + c * l->w_stride[2];
-            for (int64_t i = 0; i < valid; i++) check[i] += 0 * (to[i] = from[i * l->w_stride[1]]);
-            for (int64_t i = valid; i < k->nr; i++) to[i] = 0;
-        }
+    real *to = (real *)packed_ + task * (p->reduction + 1) * k->nr;
+    pack_panel(l, w, valid, k->nr, weights_end(l, w_), to, to + p->reduction * k->nr);
 }
 
 /* What a task works on. */

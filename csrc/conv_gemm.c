@@ -5,6 +5,7 @@
 #include "blocking.h"
 #include "fastconv.h"
 #include "kernels.h"
+#include "pack.h"
 
 /* A run of output pixels that one tile covers: rows of the tile if pixels are rows, else its columns. */
 typedef struct {
@@ -77,12 +78,7 @@ void FC_NAME(fc_conv_pack)(const fc_conv *p, const void *w_, void *packed_, int6
                   valid = min64(lanes, l->out_channels - first);
     const real *w = (const real *)w_ + group * l->w_stride[0] + first * l->w_stride[1];
     real *to = (real *)packed_ + task * p->reduction * lanes;
-    for (int64_t t = 0; t < l->taps; t++)
-        for (int64_t c = 0; c < l->in_channels; c++, to += lanes) {
-            const real *from = w + l->tap_w[t] + c * l->w_stride[2];
-            for (int64_t i = 0; i < valid; i++) to[i] = from[i * l->w_stride[1]];
-            for (int64_t i = valid; i < lanes; i++) to[i] = 0;
-        }
+    pack_panel(l, w, valid, lanes, weights_end(l, w_), to, NULL);
 }
 
 /* Whether every tap of every pixel of the strip lies inside the input. */

@@ -5,6 +5,7 @@
 #include "blocking.h"
 #include "fastconv.h"
 #include "kernels.h"
+#include "pack.h"
 
 /* Budgets: transformed input and products of a task, which stay in L2, and what they may take at least so that a
  * product has rows to reuse weights for; tiles of a task where that is too little; terms of one partial sum. */
@@ -106,6 +107,7 @@ void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_
     const int64_t group = task / p->panels, panel = task % p->panels;
     int64_t tap_w[5 * 5 * 5];
     fc_wino_weights g = {.w = (const real *)w + group * l->w_stride[0] + panel * k->nr * l->w_stride[1],
+                         .end = weights_end(l, w),
                          .tap_w = tap_w,
                          .channel_stride = l->w_stride[2],
                          .lane_stride = l->w_stride[1],

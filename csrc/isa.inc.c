@@ -5,6 +5,8 @@
 #include "gemm.inc.c"
 #include "norm.inc.c"
 #include "transpose.inc.c"
+
+#include "pack.inc.c" /* uses transpose_square */
 #include "pool.inc.c"
 #include "winograd.inc.c"
 

@@ -104,9 +104,9 @@ typedef struct {
 #define fc_wino_output FC_NAME(fc_wino_output)
 
 /* A panel of transformed weights: u[q * ldq + channel * nr + lane], lanes beyond `lanes` are zeros.  tap_w: offsets of
- * the taps in w, row-major. */
+ * the taps in w, row-major.  May read from w up to `end`. */
 typedef struct {
-    const real *w;
+    const real *w, *end;
     const int64_t *tap_w;
     int64_t channel_stride, lane_stride, channels, lanes;
     real *u;

@@ -185,18 +185,38 @@ FC_INLINE void FC_NAME(wino_g)(const int n, const int r, dvec *w, const int s) {
 FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int nx, const int r,
                                           const fc_wino_weights *g) {
     const int rz = nz == 1 ? 1 : r, ry = ny == 1 ? 1 : r, rx = nx == 1 ? 1 : r;
+    enum { MOST_TAPS = 32 };
+    int64_t low = 0, span = 0;
+    for (int t = 0; t < rz * ry * rx; t++) {
+        low = lesser(low, g->tap_w[t]);
+        span = lesser(span, ~g->tap_w[t]); /* minus the largest, minus one */
+    }
+    span = low < 0 || -span > MOST_TAPS ? 0 : -span; /* taps that lie within a few vectors are transposed in registers */
     for (int64_t c = 0; c < g->channels; c++)
         for (int64_t first = 0; first < NR; first += VL) {
             dvec d[6 * 6 * 6];
             const real *w = g->w + c * g->channel_stride + first * g->lane_stride;
+            real taps[MOST_TAPS + VL][VL];
+            for (int64_t t = 0; t < span; t += VL) {
+                vec v[VL];
+                FC_UNROLL for (int l = 0; l < VL; l++) {
+                    const real *p = w + l * g->lane_stride + t;
+                    v[l] = first + l >= g->lanes ? (vec){0}
+                           : p + VL <= g->end    ? vload(p)
+                                                 : load_lanes(p, 1, lesser(VL, span - t));
+                }
+                FC_NAME(transpose_square)(v);
+                FC_UNROLL for (int l = 0; l < VL; l++) vstore(taps[t + l], v[l]);
+            }
             for (int z = 0; z < rz; z++)
                 for (int y = 0; y < ry; y++)
                     for (int x = 0; x < rx; x++) {
-                        const real *tap = w + g->tap_w[(z * ry + y) * rx + x];
-                        dvec lanes = {0};
-                        for (int l = 0; l < VL; l++)
+                        const int64_t at = g->tap_w[(z * ry + y) * rx + x];
+                        const real *tap = w + at;
+                        vec lanes = span ? vload(taps[at]) : (vec){0};
+                        for (int l = 0; !span && l < VL; l++)
                             if (first + l < g->lanes) lanes[l] = tap[l * g->lane_stride];
-                        d[(z * ny + y) * nx + x] = lanes;
+                        d[(z * ny + y) * nx + x] = __builtin_convertvector(lanes, dvec);
                     }
             for (int z = 0; z < rz; z++) {
                 FC_UNROLL for (int y = 0; y < ry; y++) FC_NAME(wino_g)(nx, r, d + (z * ny + y) * nx, 1);
@@ -205,7 +225,7 @@ FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int 
             if (nz > 1)
                 for (int i = 0; i < ny * nx; i++) FC_NAME(wino_g)(nz, r, d + i, ny * nx);
             for (int q = 0; q < nz * ny * nx; q++)
-                for (int l = 0; l < VL; l++) g->u[q * g->ldq + c * NR + first + l] = (real)d[q][l];
+                vstore(g->u + q * g->ldq + c * NR + first, __builtin_convertvector(d[q], vec));
         }
 }
 

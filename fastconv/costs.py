@@ -33,7 +33,8 @@ NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 WGRAD_CHANNELS = 28
 WGRAD_SUM_BYTES, WGRAD_SPLIT_TILES = 600 * 1024, 96
 # Cycles for each vector: to copy operands, to store dw; for each point and vector: to transform sums of products.
-VECTOR_CYCLES, STORE_CYCLES, SUM_CYCLES = 2.0, 16.0, 3.0
+# Multiply-adds that each point and channel vector of a weight gradient's transforms takes as long as: they go to L2.
+VECTOR_CYCLES, STORE_CYCLES, SUM_CYCLES, WGRAD_FMAS = 2.0, 16.0, 16.0, 12.0
 
 
 class Shape(NamedTuple):
@@ -179,7 +180,7 @@ def _winograd_weight_grad(p: ConvProblem, isa: str, shape: Shape, batch: int) ->
     tasks = max(min(16 // (blocks[0] * blocks[1] * p.groups), tiles // WGRAD_SPLIT_TILES), 1)
     in_vectors, out_vectors = _ceil_div(read, lanes), _ceil_div(written, lanes)
     products = tiles * points * read * out_vectors / _rate(isa) / TILE_SHARE
-    far_in, far_out = ((INPUT_FMAS + (TRANSPOSE_FMAS if strides[1] != 1 else 0)) / _rate(isa)
+    far_in, far_out = ((WGRAD_FMAS + (TRANSPOSE_FMAS if strides[1] != 1 else 0)) / _rate(isa)
                        for strides in (p.x_strides, p.y_strides))
     transforms = tiles * points * (in_vectors * blocks[1] * far_in + out_vectors * blocks[0] * far_out)
     sums = tasks * points * read * out_vectors * SUM_CYCLES

@@ -57,7 +57,8 @@ cdef class WeightGradPlan:
         cdef size_t size = (<size_t>max(p.workspace_bytes, p.merge_bytes) + 4095) & ~<size_t>4095
         threads = max(1, min(<int64_t>threads, p.tasks))
         partials = take(p.partial_bytes)
-        workspaces = take(size * threads)
+        # Transforms write to as many pages at a time as there are points: huge ones are found faster.
+        workspaces = take(max(size * threads, <size_t>4 << 20) if p.form == FC_WGRAD_WINOGRAD else size * threads)
         partial, workspace = partials.data, workspaces.data
         with nogil:
             if threads == 1:
