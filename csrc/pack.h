@@ -20,8 +20,8 @@ static inline const real *weights_end(const fc_lattice *l, const real *w) {
 
 /* Packs `valid` of `lanes` out channels, from `w` on, to to[(tap * in_channels + channel) * lanes + lane]; lanes behind
  * `valid` are zeros.  0 * each weight is added to `check`, if given. */
-static inline void pack_panel(const fc_lattice *l, const real *w, int64_t valid, int64_t lanes, const real *end, real *to,
-                              real *check) {
+static inline void pack_panel(const fc_lattice *l, const real *w, int64_t valid, int64_t lanes, const real *end,
+                              real *to, real *check) {
     const fc_kernels *k = l->kernels;
     const int64_t lane_stride = l->w_stride[1], channel_stride = l->w_stride[2], channels = l->in_channels;
     int64_t to_at[2 * FC_PACK_WIDTH], span = 0, low = 0;
@@ -45,8 +45,8 @@ static inline void pack_panel(const fc_lattice *l, const real *w, int64_t valid,
                         to_at[i * channel_stride + l->tap_w[t]] = (t * channels + i) * lanes;
                 for (int64_t first = 0; first < lanes; first += k->vl)
                     k->pack_lanes(w + first * lane_stride + c * channel_stride + (by_taps ? 0 : l->tap_w[tap]),
-                                  lane_stride, min64(valid - first, k->vl), width, end, to_at,
-                                  to + c * lanes + first, check ? check + first : NULL);
+                                  lane_stride, min64(valid - first, k->vl), width, end, to_at, to + c * lanes + first,
+                                  check ? check + first : NULL);
             }
         return;
     }

@@ -8,7 +8,7 @@ static void pack_lanes(const real *from, int64_t lane_stride, int64_t lanes, int
     for (int64_t x = 0; x < width; x += VL) {
         const int64_t n = lesser(VL, width - x);
         vec r[VL];
-        FC_UNROLL for (int i = 0; i < VL; i++) {
+    FC_UNROLL for (int i = 0; i < VL; i++) {
             const real *p = from + i * lane_stride + x;
             r[i] = i >= lanes ? (vec){0} : p + VL <= end ? vload(p) : load_lanes(p, 1, n);
         }

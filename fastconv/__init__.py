@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from fastconv import functional
-from fastconv.arrays import to_channels_last, to_contiguous
+from fastconv.arrays import release_memory, to_channels_last, to_contiguous
 from fastconv.config import config, get_num_threads, set_num_threads
 from fastconv.functional.conv import explain
 from fastconv.functional.prepared import prepare_conv, prepare_conv_transpose
@@ -47,6 +47,7 @@ __all__ = [
     "nn",
     "prepare_conv",
     "prepare_conv_transpose",
+    "release_memory",
     "set_num_threads",
     "show_config",
     "to_channels_last",

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fastconv.backends import _cpu
+
 Order = Literal["contiguous", "channels_last"]
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -184,12 +186,49 @@ def dense_strides(shape: tuple[int, ...], order: Order) -> tuple[int, ...]:
     return tuple(strides)
 
 
+# Arrays of so many bytes live in memory that is kept for the next ones; smaller ones are the allocator's business.
+_KEPT_BYTES = 64 * 1024
+
+
 def empty(shape: tuple[int, ...], dtype: Any, order: Order = "contiguous", *, like: Array | None = None) -> Array:
     """Uninitialised dense array of logical `shape` (N, C, \\*spatial) in memory `order`, where `like` lies."""
     if order == "contiguous":
-        return np.empty(shape, dtype, like=like)
+        return _new(shape, dtype, like)
     last = len(shape) - 1
-    return np.empty((shape[0], *shape[2:], shape[1]), dtype, like=like).transpose(0, last, *range(1, last))
+    return _new((shape[0], *shape[2:], shape[1]), dtype, like).transpose(0, last, *range(1, last))
+
+
+def _new(shape: tuple[int, ...], dtype: Any, like: Array | None) -> Array:
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < _KEPT_BYTES or not (like is None or isinstance(like, np.ndarray)):
+        return np.empty(shape, dtype, like=like)
+    return np.ndarray(shape, dtype, _cpu.Block(size))  # type: ignore[arg-type]  # any buffer will do
+
+
+def empty_like(x: Array) -> Array:
+    """Uninitialised dense array with the shape, the dtype and the order of axes in memory of `x`, where `x` lies."""
+    if not isinstance(x, np.ndarray) or x.nbytes < _KEPT_BYTES:
+        return np.empty_like(x)
+    if x.flags.c_contiguous:
+        return _new(x.shape, x.dtype, None)
+    # Axes from the longest stride to the shortest, as NumPy has them; of equal ones the first is the outer one.
+    axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    new = _new(tuple(x.shape[axis] for axis in axes), x.dtype, None)
+    return new.transpose([axes.index(axis) for axis in range(x.ndim)])
+
+
+def release_memory() -> int:
+    """Give the memory that is kept for large arrays back to the system.
+
+    Returns
+    -------
+    int
+        How many bytes that were. Never is more kept than was in use at one time.
+    """
+    size = _cpu.idle_bytes()
+    _cpu.release_idle()
+    return size
 
 
 def to_channels_last(x: object) -> Array:

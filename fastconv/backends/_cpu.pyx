@@ -5,7 +5,8 @@ Arrays come in through the buffer protocol and are trusted: `problem` has checke
 """
 import os
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (PyBUF_STRIDES, PyBUF_WRITABLE, Py_buffer, PyBuffer_FillInfo, PyBuffer_Release,
+                             PyObject_GetBuffer)
 from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -188,6 +189,7 @@ cdef int give(Buffer buffer) except -1:
     return 0
 
 
+include "_cpu_memory.pxi"
 include "_cpu_call.pxi"
 include "_cpu_conv.pxi"
 include "_cpu_wgrad.pxi"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastconv.arrays import Array, empty, memory_order
+from fastconv.arrays import Array, empty, empty_like, memory_order
 from fastconv.backends import _cpu
 from fastconv.config import settings
 
@@ -55,7 +55,7 @@ def batch_moments(x: Array) -> tuple[Array, Array]:
 def batch_norm(x: Array, mean: Array, var: Array, weight: Array | None, bias: Array | None, eps: float,
                training: bool = False, relu: bool = False) -> Array:
     """y; `training` writes mean and var, contiguous float64 arrays, first."""
-    y = np.empty_like(x)
+    y = empty_like(x)
     current = settings()
     if not _cpu.batch_norm(x, y, _values(weight, x.dtype), _values(bias, x.dtype), mean, var, eps, training, relu,
                            current.isa, current.threads):
@@ -66,12 +66,12 @@ def batch_norm(x: Array, mean: Array, var: Array, weight: Array | None, bias: Ar
 def batch_norm_grad(x: Array, dy: Array, mean: Array, var: Array, weight: Array | None, bias: Array | None, eps: float,
                     training: bool, relu: bool = False) -> tuple[Array, Array, Array]:
     """dx, dw and db."""
-    dx = np.empty_like(x)
+    dx = empty_like(x)
     dw, db = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
     current = settings()
     for gradient in (dy, None):
         if gradient is None:  # the strides of x and dy do not go together
-            gradient = np.empty_like(dx)
+            gradient = empty_like(dx)
             gradient[...] = dy
         if _cpu.batch_norm_grad(x, gradient, dx, _values(weight, x.dtype), _values(bias, x.dtype), mean, var, eps,
                                 training, relu, dw, db, current.isa, current.threads):
@@ -90,7 +90,7 @@ def channel_sums(dy: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """max(x, 0)."""
-    y = np.empty_like(x)
+    y = empty_like(x)
     if not same_run(x, y):
         return np.maximum(x, 0, out=y)
     current = settings()
@@ -100,11 +100,11 @@ def relu(x: Array) -> Array:
 
 def relu_grad(dy: Array, y: Array) -> Array:
     """dy, but 0 where y <= 0."""
-    dx = np.empty_like(y)
+    dx = empty_like(y)
     if not same_run(y, dx):
         y = dx = _dense(y)
     if not same_run(y, dy):
-        dy, given = np.empty_like(y), dy
+        dy, given = empty_like(y), dy
         dy[...] = given
     current = settings()
     _cpu.relu_grad_pass(dy, y, dx, current.isa, current.threads)
@@ -113,7 +113,7 @@ def relu_grad(dy: Array, y: Array) -> Array:
 
 def add(a: Array, b: Array, relu: bool = False) -> Array:
     """a + b of one shape and dtype, with `relu` max(., 0) of it."""
-    y = np.empty_like(a)
+    y = empty_like(a)
     if not same_run(a, b, y):
         np.add(a, b, out=y)
         return np.maximum(y, 0, out=y) if relu else y

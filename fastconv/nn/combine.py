@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from fastconv.arrays import Array, Order, empty, memory_order
+from fastconv.arrays import Array, Order, empty, empty_like, memory_order
 from fastconv.backends import select
 from fastconv.functional.pointwise import relu_grad
 from fastconv.nn.activation import activation_spec
@@ -199,7 +199,7 @@ def _sum(gradients: list[Array | None]) -> Array | None:
     terms = [g for g in gradients if g is not None]
     if len(terms) < 2:
         return terms[0] if terms else None
-    total = np.add(terms[0], terms[1], out=np.empty_like(terms[0]))
+    total = np.add(terms[0], terms[1], out=empty_like(terms[0]))
     for term in terms[2:]:
         total += term
     return total

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastconv.arrays import Array, Order, as_array, empty
+from fastconv.arrays import Array, Order, as_array, empty, empty_like
 from fastconv.functional.activations import Spec
 from fastconv.functional.conv import (
     conv,
@@ -151,13 +151,13 @@ class _Conv(_ConvBase):
                 dy = relu_grad(dy, y)
             if weight.requires_grad:
                 weight.add_grad(conv_weight_grad(x, weight.shape, dy, *geometry, padding_mode=mode,
-                                                 out=np.empty(weight.shape, weight.dtype, like=x)))
+                                                 out=empty(weight.shape, weight.dtype, like=x)))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
             if not self.input_grad:
                 return None
             return conv_input_grad(x.shape, weight.value, dy, *geometry, padding_mode=mode,
-                                   out=np.empty_like(x))
+                                   out=empty_like(x))
 
         return y, backward
 
@@ -241,10 +241,10 @@ class _ConvTranspose(_ConvBase):
             weight.check_version(version, "weight")
             if weight.requires_grad:
                 weight.add_grad(conv_transpose_weight_grad(x, weight.shape, dy, *geometry,
-                                                           out=np.empty(weight.shape, weight.dtype, like=x)))
+                                                           out=empty(weight.shape, weight.dtype, like=x)))
             if bias is not None and bias.requires_grad:
                 bias.add_grad(conv_bias_grad(dy, batched=batched))
-            return conv_transpose_input_grad(dy, weight.value, *geometry, out=np.empty_like(x))
+            return conv_transpose_input_grad(dy, weight.value, *geometry, out=empty_like(x))
 
         return y, backward
 

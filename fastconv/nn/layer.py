@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastconv.arrays import FLOAT32, FLOAT64, Array, on_device, to_host
+from fastconv.arrays import FLOAT32, FLOAT64, Array, empty, on_device, to_host
 from fastconv.nn.names import OPTIONAL_NAMES, renamed
 
 Backward = Callable[[Any], Any]
@@ -55,7 +55,7 @@ def allocator(x: Array) -> Callable[[], Array]:
         from fastconv.backends.cuda.device import provider
 
         return lambda: provider().empty(memory_shape, dtype).transpose(places)
-    return lambda: np.empty(memory_shape, dtype).transpose(places)
+    return lambda: empty(memory_shape, dtype).transpose(places)
 
 
 class Buffer:

@@ -1,0 +1,84 @@
+# Memory of large arrays, which is kept when they go and handed to the next ones: fresh memory has to be cleared, page by
+# page, by the system, at each step of a training anew.
+
+cdef struct Idle:
+    char *data
+    size_t size
+
+cdef enum:
+    _MOST_IDLE = 512
+
+cdef Idle[_MOST_IDLE] _idle  # oldest first
+cdef int _idle_count = 0
+cdef size_t _idle_size = 0, _used_size = 0, _peak_size = 0
+
+
+cdef void drop_idle(int i) noexcept:
+    global _idle_count, _idle_size
+    cdef int j
+    _idle_size -= _idle[i].size
+    _idle_count -= 1
+    for j in range(i, _idle_count):
+        _idle[j] = _idle[j + 1]
+
+
+cdef class Block:
+    """Memory of one array, as a buffer; it goes back when the last array that views it is gone.
+
+    Never is more kept than was in use at one time: arrays and what lies idle together take no more than arrays alone
+    took at their peak.
+    """
+    cdef char *data
+    cdef size_t size
+
+    def __cinit__(self, size_t size):
+        global _used_size, _peak_size
+        cdef int i, best = -1
+        size = (size + 4095) & ~<size_t>4095
+        for i in range(_idle_count):  # of those that fit, none much too large
+            if size <= _idle[i].size <= size + size // 8 and (best < 0 or _idle[i].size < _idle[best].size):
+                best = i
+        if best >= 0:
+            self.data, self.size = _idle[best].data, _idle[best].size
+            drop_idle(best)
+        else:
+            while _idle_count and _used_size + _idle_size + size > _peak_size:
+                free(_idle[0].data)
+                drop_idle(0)
+            self.data = <char *>fc_allocate(size)
+            if self.data == NULL:
+                raise MemoryError(f"fastconv: {size} bytes for an array could not be had")
+            self.size = size
+        _used_size += self.size
+        _peak_size = max(_peak_size, _used_size)
+        if _poison:
+            memset(self.data, 0xFF, self.size)
+
+    def __dealloc__(self):
+        global _idle_count, _idle_size, _used_size
+        if self.data == NULL:
+            return
+        _used_size -= self.size
+        if _idle_count == _MOST_IDLE:
+            free(_idle[0].data)
+            drop_idle(0)
+        _idle[_idle_count].data, _idle[_idle_count].size = self.data, self.size
+        _idle_count += 1
+        _idle_size += self.size
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, 0, flags)
+
+
+def idle_bytes():
+    """Bytes of memory of arrays that are gone, kept for the next ones."""
+    return _idle_size
+
+
+def release_idle():
+    """Give what lies idle back to the system, and forget how much was in use at the peak."""
+    global _peak_size
+    while _idle_count:
+        free(_idle[0].data)
+        drop_idle(0)
+    _peak_size = _used_size
