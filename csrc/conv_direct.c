@@ -8,8 +8,9 @@
 #include "kernels.h"
 #include "pack.h"
 
-/* Budgets: weights of a panel that stay in L1 while strips pass by; the copy, in L2; outputs of a panel, in L2. */
-enum { PANEL_BYTES = 24 * 1024, STAGE_BYTES = 256 * 1024, PIXELS = 512 };
+/* Terms of one partial sum: the longer, the less often outputs are read back; weights of a panel come from L2 while strips
+ * pass by.  Budgets: the copy, in L2; outputs of a panel, in L2. */
+enum { CHUNK = 384, STAGE_BYTES = 256 * 1024, PIXELS = 512 };
 
 enum { LINE = 64 / sizeof(real) };
 
@@ -69,8 +70,7 @@ void FC_NAME(fc_direct_block)(fc_direct *p) {
     p->skip_along_rows = -p->low[2] >= k->mr || p->low[2] + extent(p, 2, l->out_size[2]) - l->in_size[2] >= k->mr;
 
     p->reduction = l->taps * l->in_channels;
-    p->chunk = PANEL_BYTES / (int64_t)sizeof(real) / k->nr;
-    p->chunks = p->reduction <= p->chunk + p->chunk / 2 ? 1 : ceil_div(p->reduction, p->chunk);
+    p->chunks = p->reduction <= CHUNK + CHUNK / 2 ? 1 : ceil_div(p->reduction, CHUNK);
     p->chunk = max64(ceil_div(p->reduction, p->chunks), 1);
     p->panels = ceil_div(l->out_channels, k->nr);
 
@@ -240,10 +240,11 @@ static void panel(const box *b, const real *packed, int64_t index, int64_t chann
                                  (p->skip_along_rows || meets_padding(b, 0, at[0]) || meets_padding(b, 1, at[1]));
                 int64_t count;
                 at[2] = 0;
+                g.terms = skip ? some : all;
+                g.n_terms = skip ? terms_of(b, at, b->count[2], packed, r0, r1, some) : n_all;
                 for (int64_t i = 0; i < strips; i++, at[2] += count) { /* of even height */
                     count = height + (i < taller);
-                    g.terms = skip ? some : all;
-                    g.n_terms = skip ? terms_of(b, at, count, packed, r0, r1, some) : n_all;
+                    if (skip && p->skip_along_rows) g.n_terms = terms_of(b, at, count, packed, r0, r1, some);
                     g.a_shift = at[0] * l->step[0] * b->stride[0] + at[1] * l->step[1] * b->stride[1] +
                                 at[2] * l->step[2] * b->stride[2];
                     g.c = row + at[2] * g.ldc;

@@ -15,8 +15,8 @@ typedef struct {
     int regular;    /* consecutive pixels lie out_stride[4] apart in the output */
 } strip;
 
-/* Budget of the packed operand that stays in L1 while strips pass by, and of the gathered patches in L2. */
-enum { PANEL_BYTES = 24 * 1024, GATHER_BYTES = 128 * 1024, MIN_TASKS = 16 };
+/* Terms of one partial sum: the longer, the less often outputs are read back.  Budget of the gathered patches, in L2. */
+enum { CHUNK = 384, GATHER_BYTES = 128 * 1024, MIN_TASKS = 16 };
 
 void FC_NAME(fc_conv_block)(fc_conv *p) {
     fc_lattice *l = &p->l;
@@ -28,9 +28,7 @@ void FC_NAME(fc_conv_block)(fc_conv *p) {
                      (l->out_size[0] == 1 || l->out_stride[2] == l->out_size[1] * l->out_size[2] * l->out_stride[4]);
 
     p->reduction = l->taps * l->in_channels;
-    p->chunk = PANEL_BYTES / (int64_t)sizeof(real) / k->nr;
-    if (p->reduction <= p->chunk + p->chunk / 2) p->chunk = max64(p->reduction, 1);
-    p->chunks = max64(ceil_div(p->reduction, p->chunk), 1);
+    p->chunks = p->reduction <= CHUNK + CHUNK / 2 ? 1 : ceil_div(p->reduction, CHUNK);
     p->chunk = max64(ceil_div(p->reduction, p->chunks), 1);
 
     /* Strips stay within a row of pixels where patches can be read in place and rows are long enough for it. */
