@@ -19,6 +19,7 @@ Order = Literal["contiguous", "channels_last"]
 Array = NDArray[Any]
 T = TypeVar("T")
 
+FLOAT16 = np.dtype(np.float16)  # on a GPU only
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 INT64 = np.dtype(np.int64)
@@ -61,7 +62,7 @@ def as_array(obj: object, name: str, op: str = "") -> Array:
     """
     x = obj if type(obj) is np.ndarray else _adopt(obj, name, op)
     dtype = x.dtype
-    if dtype is not FLOAT32 and dtype is not FLOAT64:
+    if dtype is not FLOAT32 and dtype is not FLOAT64 and not (dtype == FLOAT16 and on_device(x)):
         _check_float(dtype, name, op)
     if not on_device(x) and not x.flags.aligned:
         raise ValueError(_message(op, f"{name} is not aligned to its item size of {dtype.itemsize} bytes. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from fastconv.backends.cuda import tiles
-from fastconv.backends.cuda.conv import DTYPES, TAPS
+from fastconv.backends.cuda.conv import DTYPES, MMA_RUN, TAPS
 from fastconv.backends.cuda.device import Kernel
 
 KINDS = (-1, 0, 1, 2)
@@ -22,6 +22,9 @@ def every() -> list[Kernel]:
                        (number, *tile.defines, ("PIXELS_FAST", first), ("OUT_FAST", second))),
                 Kernel("weight_grad_simt.cu", "weight_grad_simt",
                        (number, *tile.defines, ("DY_PIXELS_FAST", first), ("IN_PIXELS_FAST", second)))]
+        if dtype in MMA_RUN:
+            kernels += [Kernel("conv_mma.cu", "conv_mma", (number, ("BM", 128), ("BN", bn))) for bn in (64, 128)]
+            kernels.append(Kernel("pack_weights.cu", "pack_weights", (number,)))
         kernels.append(Kernel("weight_grad_finish.cu", "weight_grad_finish", (number,)))
         kernels += [Kernel("conv_direct.cu", "conv_direct", (number, ("CHANNELS_FAST", fast))) for fast in (0, 1)]
         kernels += [Kernel("weight_grad_direct.cu", "weight_grad_direct", (number, ("LANES", lanes), ("TAPS", taps)))

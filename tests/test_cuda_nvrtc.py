@@ -7,6 +7,7 @@ import pytest
 from cuda_kernels import every, name_of
 from nvrtc import compile_source
 
+from fastconv.backends.cuda.conv import DTYPES
 from fastconv.backends.cuda.device import source_text
 
 LONG = os.environ.get("FASTCONV_LONG", "") not in ("", "0")
@@ -25,7 +26,14 @@ def rows():
 
 @pytest.mark.parametrize(("kernel", "architecture"), list(rows()))
 def test_compiles_without_spills(kernel, architecture):
-    usage = compile_source(source_text(kernel.source), architecture, kernel.defines).usage[kernel.name]
+    compiled = compile_source(source_text(kernel.source), architecture, kernel.defines)
+    usage = compiled.usage[kernel.name]
+    if kernel.name == "conv_mma":
+        halves = ("FC_DTYPE", DTYPES["float16"][0]) in kernel.defines
+        for instruction in ("cp.async.cg.shared.global", *(
+                ("ldmatrix.sync.aligned.m8n8.x4", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") if halves
+                else ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",))):
+            assert instruction in compiled.ptx
     assert usage.stack == 0
     assert usage.spilled == 0
     assert usage.registers <= CEILING

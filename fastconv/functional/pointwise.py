@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import FLOAT32, FLOAT64, Array, as_array, check_same_place
+from fastconv.arrays import FLOAT16, FLOAT32, FLOAT64, Array, as_array, check_same_place
 from fastconv.backends import select
 
 # IEEE arithmetic is what these functions promise: exp may underflow, inf - inf is NaN, and neither is an event.
 quiet = np.errstate(all="ignore")
 
-_BITS: dict[np.dtype[Any], np.dtype[Any]] = {FLOAT32: np.dtype(np.int32), FLOAT64: np.dtype(np.int64)}
+_BITS: dict[np.dtype[Any], np.dtype[Any]] = {
+    FLOAT16: np.dtype(np.int16), FLOAT32: np.dtype(np.int32), FLOAT64: np.dtype(np.int64)}
 
 
 def check_grad(grad_output: object, like: Array, op: str) -> Array:

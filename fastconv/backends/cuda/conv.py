@@ -21,11 +21,11 @@ from fastconv.problem.common import five
 
 Array = Any  # of the provider
 
-ALGORITHMS = ("auto", "direct", "simt")
+ALGORITHMS = ("auto", "direct", "simt", "mma")
 """What a call may ask for; "simt 64x64" forces a tile too."""
 
 # FC_DTYPE of prim.cuh, and the bytes of what sums are taken in.
-DTYPES = {"float32": (0, 4), "float64": (1, 8)}
+DTYPES = {"float32": (0, 4), "float64": (1, 8), "float16": (2, 4)}
 
 # The structures of lattice.cuh.
 LATTICE = np.dtype([
@@ -38,6 +38,10 @@ DIGITS = np.dtype([("v", np.int32, 4)])
 
 # Groups of at most this many channels run without tiles.
 NARROW_GROUP = 8
+# Elements of 16 bytes, which copies to tensor cores move at once; the largest tile, and how many stages are in flight.
+MMA_RUN = {"float32": 4, "float16": 8}
+MMA_TILE = 128, 128
+MMA_STAGES = 4
 # Taps that a thread of the direct weight gradient sums at once.
 TAPS = (1, 3, 9)
 
@@ -54,6 +58,15 @@ class Launch(NamedTuple):
     block: tuple[int, ...]
     args: tuple[Any, ...]
     smem: int
+    pack: Pack | None = None
+
+
+class Pack(NamedTuple):
+    """A kernel that brings the weights into another layout first, and how many elements that has."""
+
+    kernel: Kernel
+    args: tuple[Any, ...]
+    elements: int
 
 
 class Plan(NamedTuple):
@@ -161,14 +174,22 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
                          f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
     _check_sizes(problem, op)
+    if name == "mma":
+        reason = _mma_refuses(problem, op)
+        if reason:
+            raise ValueError(f"{op}: algorithm is 'mma', but that cannot run this problem: {reason}. "
+                             "Hint: algorithm='auto', or fastconv.to_channels_last(input)")
     if name == "auto":
-        name = "direct" if _narrow(problem) else "simt"
+        # TF32 rounds more than float32, so that it is never chosen; for 16 bits tensor cores are exact.
+        halves = problem.dtype == "float16" and not _mma_refuses(problem, op)
+        name = "direct" if _narrow(problem) else "mma" if halves else "simt"
     if op == "conv_weight_grad":
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
                          else _weight_grad_simt(problem, tile, multiprocessors))
         return _weight_grad_plan(problem, name, first, splits)
     parts, covers = _parts(problem, op)
     launches = tuple(_direct(part, problem.dtype, relu) if name == "direct"
+                     else _mma(part, problem.dtype, relu) if name == "mma"
                      else _simt(part, problem.dtype, relu, tile, multiprocessors) for part in parts)
     return Plan(problem, op, name, launches, covers, relu)
 
@@ -183,6 +204,38 @@ def _narrow(problem: ConvProblem) -> bool:
     """Whether groups are so narrow that most of a tile would be empty."""
     widest = max(problem.in_channels, problem.out_channels) // problem.groups
     return problem.groups > 1 and widest <= NARROW_GROUP
+
+
+def _mma_refuses(problem: ConvProblem, op: str) -> str | None:
+    """Why tensor cores cannot run this, or None."""
+    if op == "conv_weight_grad":
+        return "it has no weight gradient"
+    if problem.dtype not in MMA_RUN:
+        return f"tensor cores have no {problem.dtype}"
+    run = MMA_RUN[problem.dtype]
+    strides = problem.x_strides if op == "conv" else problem.y_strides
+    channels = (problem.in_channels if op == "conv" else problem.out_channels) // problem.groups
+    if strides[1] != 1:
+        return f"it reads channels that lie side by side (channels_last), and their stride is {strides[1]}"
+    if channels % run or any(s % run for s in (strides[0], *strides[2:])):
+        return f"it reads runs of {run} channels, and the channels of a group, {channels}, or strides are no multiples"
+    return None
+
+
+def _mma(part: Lattice, dtype: str, relu: bool) -> Launch:
+    code, _ = DTYPES[dtype]
+    bm, bn = MMA_TILE[0], min(MMA_TILE[1], 64 if part.out_channels <= 64 else 128)
+    run = MMA_RUN[dtype]
+    depth = 4 * run
+    padded = ceil_div(part.in_channels, depth) * depth
+    s, taps = _structure(part), len(part.tap_at)
+    kernel = Kernel("conv_mma.cu", "conv_mma", (("FC_DTYPE", code), ("BM", bm), ("BN", bn)))
+    rows = part.batch * math.prod(part.out_size)
+    grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
+    args = s, np.int32(taps * padded // depth), np.int32(padded), np.int32(relu)
+    pack = Pack(Kernel("pack_weights.cu", "pack_weights", (("FC_DTYPE", code),)), (s, np.int32(padded)),
+                part.groups * part.out_channels * taps * padded)
+    return Launch(kernel, grid, (256,), args, MMA_STAGES * (bm + bn) * (depth + run) * (16 // run), pack)
 
 
 def _direct(part: Lattice, dtype: str, relu: bool) -> Launch:
@@ -280,17 +333,25 @@ class Run:
     def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None,
                  add: Array | None = None) -> Array:
         """Write the result, plus `add` of its shape, to `out`, or return it in a new array; `b` is contiguous."""
+        if self.plan.algorithm == "mma" and x.data.ptr % 16:
+            return self._unaligned()(x, w, b, out, add)
         plan, launch = self.plan, provider().launch
         if out is None:
             out = empty(self._shape, self._dtype, plan.problem.order, like=x)
         if not plan.covers:
             self._fill(out, b, add)
         structures = None if add is None else self._structures(add)
-        for number, (kernel, grid, block, args, smem) in enumerate(plan.launches):
+        for number, (kernel, grid, block, args, smem, pack) in enumerate(plan.launches):
             if structures is not None:
                 args = structures[number], *args[1:]
-            launch(kernel, grid, block, (x, w, b, add, out, *args), smem)
+            weights = w if pack is None else _packed(pack, w)
+            launch(kernel, grid, block, (x, weights, b, add, out, *args), smem)
         return out
+
+    def _unaligned(self) -> Run:
+        """What runs where the first element of the input does not start a run of 16 bytes."""
+        plan = self.plan
+        return Run(plan.problem, plan.op, "simt", relu=plan.relu)
 
     def _structures(self, add: Array) -> list[Any]:
         structures = self._with_sum.get(add.strides)
@@ -313,6 +374,12 @@ class Run:
             np.maximum(out, 0, out=out)
 
 
+def _packed(pack: Pack, w: Array) -> Array:
+    packed = provider().empty((pack.elements,), w.dtype)
+    provider().launch(pack.kernel, (ceil_div(pack.elements, 256),), (256,), (w, packed, *pack.args))
+    return packed
+
+
 def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,
          algorithm: str = "auto") -> Array:
     """y = conv(x, w) + b."""
@@ -332,7 +399,7 @@ def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | 
     plan = plan_for(problem, "conv_weight_grad", algorithm, False, device.multiprocessors())
     if out is None:
         out = empty(problem.w_shape, problem.dtype, problem.order, like=x)
-    sums = device.empty((plan.sums,), problem.dtype)
+    sums = device.empty((plan.sums,), np.float64 if problem.dtype == "float64" else np.float32)
     first, finish = plan.launches
     device.launch(first.kernel, first.grid, first.block, (x, dy, sums, *first.args), first.smem)
     device.launch(finish.kernel, finish.grid, finish.block, (sums, out, *finish.args), finish.smem)

@@ -1,0 +1,146 @@
+// A lattice as an implicit matrix product on tensor cores (mma.sync, sm_80 on), sums in float32. Rows are output pixels,
+// columns output channels; each step in depth is one tap and BK input channels, which copies of cp.async bring in STAGES
+// steps ahead. `in` has its channels side by side, in runs of 16 bytes; w comes packed as [group, k][tap][c], c padded
+// with zeros to a multiple of BK (pack_weights.cu).
+//
+// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32) and a tile of BM x BN, by 8 warps of 64 x BN / 4.
+#include "prim.cuh"
+#include "lattice.cuh"
+
+#define NT 256
+#define STAGES 4
+#define RUN ((int)(16 / sizeof(element))) // elements of one copy
+#define BK (4 * RUN)
+#define LD (BK + RUN) // of a row in shared memory: rows start in different banks
+#define MI 4          // fragments of a warp: 4 x 16 rows, NI x 8 columns
+#define NI (BN / 4 / 8)
+#define A_COPIES (BM * 4 / NT)
+#define B_COPIES (BN * 4 / NT)
+
+extern "C" __global__ void __launch_bounds__(NT, 2)
+    conv_mma(const element *__restrict__ in, const element *__restrict__ w, const element *__restrict__ bias,
+             const element *__restrict__ add, element *__restrict__ out, const Lattice l, const int steps,
+             const int padded, const int relu) {
+  FC_SMEM(memory);
+  element *as = reinterpret_cast<element *>(memory); // [STAGES][BM][LD]
+  element *bs = as + STAGES * BM * LD;               // [STAGES][BN][LD]
+  const int tid = threadIdx.x, lane = tid % 32, warp_m = tid / 32 % 2, warp_n = tid / 64, group = blockIdx.z;
+  const int64 m0 = (int64)blockIdx.x * BM;
+  const int n0 = blockIdx.y * BN, chunk = tid % 4 * RUN;
+  const int64 pixels = (int64)l.batch * l.out_size[0] * l.out_size[1] * l.out_size[2];
+  const int blocks = padded / BK, taps = l.taps[0] * l.taps[1] * l.taps[2];
+  in += (int64)group * l.in_channels * l.in_strides[1];
+  w += (int64)group * l.out_channels * taps * padded;
+
+  Place rows[A_COPIES];
+#pragma unroll
+  for (int i = 0; i < A_COPIES; i++) {
+    const int64 m = m0 + tid / 4 + i * (NT / 4);
+    if (m < pixels)
+      rows[i] = pixel_in(l, to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]));
+    else
+      set_outside(rows[i]);
+  }
+  Digits place = {{0, 0, 0, 0}}; // of the next step to load: block of channels, tap width, height, depth
+  int tap = 0;
+  auto load = [&](int stage) {
+    const Digits t = {{place.v[0] * BK + chunk, place.v[1], place.v[2], place.v[3]}};
+    const Place at = tap_in(l, t);
+#pragma unroll
+    for (int i = 0; i < A_COPIES; i++) {
+      const bool valid = t.v[0] < l.in_channels && inside(l, rows[i], at);
+      fc::cp_async16(&as[(stage * BM + tid / 4 + i * (NT / 4)) * LD + chunk],
+                     valid ? &in[rows[i].offset + at.offset] : in, valid);
+    }
+#pragma unroll
+    for (int i = 0; i < B_COPIES; i++) {
+      const int n = tid / 4 + i * (NT / 4);
+      const bool valid = n0 + n < l.out_channels;
+      fc::cp_async16(&bs[(stage * BN + n) * LD + chunk], valid ? &w[((int64)(n0 + n) * taps + tap) * padded + t.v[0]] : w,
+                     valid);
+    }
+    if (++place.v[0] == blocks) {
+      place.v[0] = 0, tap++;
+      if (++place.v[1] == l.taps[2]) {
+        place.v[1] = 0;
+        if (++place.v[2] == l.taps[1]) place.v[2] = 0, place.v[3]++;
+      }
+    }
+  };
+
+  float sums[MI][NI][4] = {};
+#pragma unroll
+  for (int s = 0; s < STAGES - 1; s++) {
+    if (s < steps) load(s);
+    fc::cp_commit();
+  }
+  for (int k = 0; k < steps; k++) {
+    fc::cp_wait<STAGES - 2>();
+    __syncthreads();
+    if (k + STAGES - 1 < steps) load((k + STAGES - 1) % STAGES);
+    fc::cp_commit();
+    const element *a = as + (k % STAGES * BM + warp_m * (BM / 2)) * LD, *b = bs + (k % STAGES * BN + warp_n * (BN / 4)) * LD;
+#pragma unroll
+    for (int c = 0; c < BK; c += 2 * RUN) { // 8 of TF32, 16 of 16 bits
+      unsigned fa[MI][4], fb[NI][2];
+#if FC_DTYPE == FC_FLOAT32
+      const int g = lane / 4, t = lane % 4;
+#pragma unroll
+      for (int i = 0; i < MI; i++) {
+        const element *q = a + (i * 16 + g) * LD + c + t;
+        fa[i][0] = fc::float_to_tf32(q[0]), fa[i][1] = fc::float_to_tf32(q[8 * LD]);
+        fa[i][2] = fc::float_to_tf32(q[4]), fa[i][3] = fc::float_to_tf32(q[8 * LD + 4]);
+      }
+#pragma unroll
+      for (int j = 0; j < NI; j++) {
+        const element *q = b + (j * 8 + g) * LD + c + t;
+        fb[j][0] = fc::float_to_tf32(q[0]), fb[j][1] = fc::float_to_tf32(q[4]);
+      }
+#else
+#pragma unroll
+      for (int i = 0; i < MI; i++) fc::ldmatrix_x4(fa[i], a + (i * 16 + lane % 16) * LD + c + lane / 16 * 8);
+#pragma unroll
+      for (int j = 0; j < NI; j += 2) {
+        unsigned r[4];
+        fc::ldmatrix_x4(r, b + (j * 8 + lane / 16 * 8 + lane % 8) * LD + c + lane / 8 % 2 * 8);
+        fb[j][0] = r[0], fb[j][1] = r[1], fb[j + 1][0] = r[2], fb[j + 1][1] = r[3];
+      }
+#endif
+#pragma unroll
+      for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int j = 0; j < NI; j++) {
+#if FC_DTYPE == FC_FLOAT32
+          fc::mma_tf32(sums[i][j], fa[i], fb[j]);
+#elif FC_DTYPE == FC_FLOAT16
+          fc::mma_half(sums[i][j], fa[i], fb[j]);
+#else
+          fc::mma_bfloat16(sums[i][j], fa[i], fb[j]);
+#endif
+        }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < MI; i++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int64 m = m0 + warp_m * (BM / 2) + i * 16 + lane / 4 + h * 8;
+      if (m >= pixels) continue;
+      const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
+      const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
+#pragma unroll
+      for (int j = 0; j < NI; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          const int n = n0 + warp_n * (BN / 4) + j * 8 + lane % 4 * 2 + e;
+          if (n >= l.out_channels) continue;
+          const int64 channel = (int64)group * l.out_channels + n;
+          float v = sums[i][j][h * 2 + e];
+          if (bias) v += to_real(bias[channel]);
+          if (add) v += to_real(add[from + channel * l.add_strides[1]]);
+          if (relu && v < 0.f) v = 0.f; // NaN stays
+          out[to + channel * l.out_strides[1]] = to_element(v);
+        }
+    }
+}
+FC_EXPORT(conv_mma)

@@ -1,0 +1,120 @@
+"""Convolutions on tensor cores, run by the emulator: TF32 and float16. And float16 without them."""
+
+import numpy as np
+import pytest
+from cases import CONVS, conv, laid_out
+from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
+from test_cuda_conv import run
+from test_cuda_pool import POOLS
+from test_matrix_conv import PASSES, reference_of
+from tolerance import assert_close
+
+from fastconv import functional
+from fastconv.backends import reference
+
+CASES = {
+    "one step": conv((1, 32, 4, 5), (8, 32, 1, 1)),
+    "several tiles": conv((2, 16, 11, 13), (136, 16, 3, 3), padding=1),
+    "ragged channels": conv((1, 40, 7, 6), (72, 40, 3, 2), padding=(1, 0)),
+    "few steps": conv((2, 8, 5, 7), (24, 8, 1, 2)),
+    "stride, dilation, padding": conv((1, 24, 15, 14), (16, 24, 3, 3), (2, 3), ((1, 2), (0, 3)), (2, 1)),
+    "groups": conv((1, 48, 6, 7), (72, 16, 3, 3), padding=1, groups=3),
+    "depth": conv((1, 16, 5, 6, 7), (16, 16, 2, 3, 2), (1, 2, 1), 1),
+    "length": conv((2, 16, 33), (24, 16, 5), 2, 2),
+    "no sample": conv((0, 16, 5, 5), (16, 16, 3, 3)),
+}
+
+
+def exact(case):
+    """Operands whose products are exact in TF32 and float16: halves of eleven bits."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(s).astype(np.float16).astype(np.float64) for s in (case.x, case.w, case.w[:1], case.y)]
+
+
+def channels_last(values, dtype):
+    """On the device, in channels_last order, from a multiple of 16 bytes on."""
+    memory = np.moveaxis(values, 1, -1)
+    bytes_ = memory.size * np.dtype(dtype).itemsize
+    buffer = np.full(bytes_ + 64, 0xFF, np.uint8)
+    start = -buffer.__array_interface__["data"][0] % 16
+    aligned = buffer[start:start + bytes_].view(dtype).reshape(memory.shape)
+    aligned[...] = memory
+    return DeviceArray(np.moveaxis(aligned, -1, 1))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", CASES)
+def test_mma(name, dtype, schedule):
+    case = CASES[name]
+    x, w, b, dy = exact(case)
+    right = reference_of(case, x, w, b, dy)
+    with emulated(SCHEDULES[schedule]) as provider:
+        for op in PASSES[:2]:
+            y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, dtype, "contiguous")),
+                    device(b.astype(dtype)), channels_last(dy, dtype), "mma", None)
+            n = case.reduction[op] if dtype == "float32" else 1
+            assert_close(host(y), right[op], n, magnitude=case.reduction[op] ** 0.5)
+    names = {launched.kernel.name for launched in provider.launched}
+    assert names == ({"conv_mma", "pack_weights"} if case.x[0] else set())
+
+
+def test_tf32_rounds_to_eleven_bits():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 8, 6, 6)).astype(np.float32), rng.standard_normal((8, 8, 3, 3)).astype(np.float32)
+    with emulated():
+        y = host(functional.conv(channels_last(x, "float32"), device(w), algorithm="mma"))
+    error = np.abs(y - functional.conv(x, w)).max()
+    assert 1e-5 < error < 72**0.5 * 2**-9
+
+
+def test_what_is_chosen():
+    x, w = np.ones((1, 16, 6, 6)), np.ones((8, 16, 3, 3))
+    with emulated() as provider:
+        functional.conv(channels_last(x, "float32"), device(w.astype(np.float32)))
+        assert provider.launched.pop().kernel.name == "conv_simt"  # never TF32 unasked
+        there = channels_last(x, "float16")
+        functional.conv(there, device(w.astype(np.float16)))
+        assert provider.launched.pop().kernel.name == "conv_mma"
+        memory = np.full(16 * 36 + 9, 1, np.float16)
+        start = (-memory.__array_interface__["data"][0] // 2) % 8 + 1  # off by one element
+        odd = DeviceArray(np.moveaxis(memory[start:start + 576].reshape(1, 6, 6, 16), -1, 1))
+        y = functional.conv(odd, device(w.astype(np.float16)))
+        assert provider.launched.pop().kernel.name == "conv_simt"
+        assert (host(y) == 144).all()
+        with pytest.raises(ValueError, match="channels that lie side by side"):
+            functional.conv(device(x.astype(np.float32)), device(w.astype(np.float32)), algorithm="mma")
+        with pytest.raises(ValueError, match="runs of 8 channels"):
+            functional.conv(channels_last(x[:, :4], "float16"), device(w[:, :4].astype(np.float16)), algorithm="mma")
+        with pytest.raises(ValueError, match="no float64"):
+            functional.conv(channels_last(x, "float64"), device(w), algorithm="mma")
+        with pytest.raises(ValueError, match="no weight gradient"):
+            functional.conv_weight_grad(there, (16, 16, 3, 3), there, padding=1, algorithm="mma")
+    with pytest.raises(TypeError, match="float32 or float64"):
+        functional.conv(x.astype(np.float16), w.astype(np.float16))  # on the CPU
+
+
+@pytest.mark.parametrize("op", PASSES)
+@pytest.mark.parametrize("name", ["stride 2", "3 groups of primes", "depthwise", "3d mixed", "stride above kernel"])
+def test_float16_without_tensor_cores(name, op):
+    case = CONVS[name]
+    x, w, b, dy = exact(case)
+    with emulated():
+        y = run(op, case, *(device(v.astype(np.float16)) for v in (x, w, b, dy)), "auto", None)
+    assert y.dtype == np.float16
+    assert_close(host(y), reference_of(case, x, w, b, dy)[op], 1, magnitude=case.reduction[op] ** 0.5)
+
+
+def test_float16_pools():
+    case = POOLS["3d overlapping"]
+    x = np.random.default_rng(0).standard_normal(case.x).astype(np.float16)
+    problem = case.problem(x.astype(np.float64))
+    with emulated():
+        y, at = functional.max_pool(device(x), 3, 2, 1, return_indices=True)
+        mean = functional.avg_pool(device(x), 3, 2, 1)
+        dx = functional.max_pool_grad(y, at, x.shape)
+    right, right_at = reference.max_pool(problem, x.astype(np.float64))
+    np.testing.assert_array_equal(host(y), right)
+    np.testing.assert_array_equal(host(at), right_at)
+    assert_close(host(mean), reference.avg_pool(problem, x.astype(np.float64)), 1)
+    assert_close(host(dx), reference.max_pool_grad(problem, right, right_at), 8)
