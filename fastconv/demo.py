@@ -23,7 +23,7 @@ from fastconv.training.optim import AdamW, CosineLR
 from fastconv.training.progress import Progress
 from fastconv.watch import layer_outputs
 
-__all__ = ["FILTERS", "digits", "filter_image", "resize", "run"]
+__all__ = ["FILTERS", "digits", "filter_image", "run"]
 
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-3

@@ -63,7 +63,7 @@ def test_demo(tmp_path, capsys):
 
 def test_resize_agrees_with_scipy():
     ndimage = pytest.importorskip("scipy.ndimage")
-    from fastconv.demo import resize
+    from fastconv.resize import resize
 
     image = np.random.default_rng(0).random((5, 7))
     grid = np.meshgrid(*[(np.arange(m) + 0.5) * n / m - 0.5 for n, m in ((5, 12), (7, 20))], indexing="ij")

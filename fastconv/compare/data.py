@@ -9,6 +9,7 @@ import numpy as np
 
 from fastconv import demo
 from fastconv.compare.networks import Size
+from fastconv.resize import resize
 from fastconv.training import Dataset, Normalise, Split, load_npz
 
 __all__ = ["DIGITS", "DIGITS_SIZE", "Prepare", "balanced_order", "fingerprint", "load"]
@@ -60,7 +61,7 @@ class Prepare:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         x = self.normalise(images)
-        return x if x.shape[2:] == self.size else demo.resize(x, self.size)
+        return x if x.shape[2:] == self.size else resize(x, self.size)
 
 
 def fingerprint(dataset: Dataset) -> list[int]:

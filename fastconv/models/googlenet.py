@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastconv.nn.basic import Flatten
 from fastconv.nn.blocks import Kit, Rng, auxiliary_classifier, check_variant, conv_relu, inception, scaled
 from fastconv.nn.combine import Sequential
 from fastconv.nn.layer import Backward, Layer
-from fastconv.nn.losses import cross_entropy
+from fastconv.nn.losses import cross_entropy, heads_loss
 from fastconv.nn.norm import LocalResponseNorm
 from fastconv.nn.pool import GlobalAvgPool
 
@@ -194,10 +195,4 @@ def googlenet_loss(outputs: Array | tuple[Array, ...], target: Array, *, weight:
     gradients
         As `outputs`, for the network's `backward`.
     """
-    if not isinstance(outputs, tuple):
-        return cross_entropy(outputs, target, **options)
-    losses, gradients = zip(*(cross_entropy(logits, target, **options) for logits in outputs), strict=True)
-    scales = (1.0, *(weight for _ in losses[1:]))
-    return (sum(scale * loss for scale, loss in zip(scales, losses, strict=True)),
-            tuple(gradient if scale == 1 else gradient * gradient.dtype.type(scale)
-                  for scale, gradient in zip(scales, gradients, strict=True)))
+    return heads_loss(outputs, target, weight, partial(cross_entropy, **options))

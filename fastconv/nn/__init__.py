@@ -33,7 +33,7 @@ from fastconv.nn.conv import (
 )
 from fastconv.nn.init import seed
 from fastconv.nn.layer import Backward, Buffer, Layer, Leaf, LoadReport, Parameter
-from fastconv.nn.losses import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from fastconv.nn.losses import binary_cross_entropy_with_logits, cross_entropy, heads_loss, mse_loss
 from fastconv.nn.norm import BATCH_NORM, BatchNorm1d, BatchNorm2d, BatchNorm3d, LocalResponseNorm
 from fastconv.nn.pool import (
     ADAPTIVE_AVG_POOL,
@@ -132,6 +132,7 @@ __all__ = [
     "blocks",
     "cross_entropy",
     "first_layers",
+    "heads_loss",
     "init",
     "mse_loss",
     "seed",

@@ -12,6 +12,7 @@ and the gradient of their sum. Losses are summed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,3 +259,45 @@ def mse_loss(input: Array, target: Array, reduction: str = "mean") -> tuple[floa
     losses = difference * difference
     difference *= 2
     return _reduce(losses, difference, losses.size, reduction)
+
+
+def heads_loss(outputs: Any, target: Array, head_weights: float | Sequence[float],
+               loss: Callable[[Array, Array], tuple[Any, Array]] = cross_entropy) -> tuple[Any, Any]:
+    """Loss of a network with heads (Lee et al. 2015): of its first output, and of the others by their weights.
+
+    Parameters
+    ----------
+    outputs : ndarray or tuple of ndarray
+        What ``forward`` gives: logits, or logits and the outputs of heads.
+    target
+        Second argument of `loss`, the same for all outputs.
+    head_weights : float or sequence of float
+        By which the losses of the heads count: one for all, or one for each.
+    loss : callable
+        ``loss(output, target) -> (value, gradient)``.
+
+    Returns
+    -------
+    value : float
+        The weighted sum.
+    gradients
+        As `outputs`, for ``backward``.
+
+    Raises
+    ------
+    ValueError
+        If `head_weights` is a sequence of another length than there are heads.
+    """
+    heads = outputs if isinstance(outputs, tuple) else (outputs,)
+    several = isinstance(head_weights, Sequence)
+    factors = (1.0, *(head_weights if several else (head_weights,) * (len(heads) - 1)))  # type: ignore[misc]
+    if len(factors) != len(heads):
+        raise ValueError(
+            f"heads_loss: head_weights is {factors[1:]}, {len(factors) - 1} numbers, but the model has "
+            f"{len(heads) - 1} outputs beside its logits: one number for each is needed. "
+            "Hint: one number alone is for all of them")
+    losses, gradients = zip(*(loss(head, target) for head in heads), strict=True)
+    scaled = tuple(gradient if factor == 1 else gradient * gradient.dtype.type(factor)
+                   for factor, gradient in zip(factors, gradients, strict=True))
+    value = sum(factor * each for factor, each in zip(factors, losses, strict=True))
+    return value, scaled if isinstance(outputs, tuple) else scaled[0]

@@ -11,7 +11,7 @@
 
 Networks may have several heads, such as GoogLeNet's auxiliary classifiers: ``forward`` then gives a tuple, the logits
 first. Data may be pairs of images and rows of a table, for `fastconv.models.WithCovariates`. Both go through the same
-few lines: `train_step` treats a single output as a tuple of one, and x is handed on as it is.
+few lines: `heads_loss` treats a single output as a tuple of one, and x is handed on as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from fastconv.functional.pointwise import softmax
 from fastconv.models.googlenet import AUXILIARY_WEIGHT
-from fastconv.nn import Layer, cross_entropy
+from fastconv.nn import Layer, cross_entropy, heads_loss
 from fastconv.nn.training_path import first_layers
 from fastconv.training.data import Augment, Input, Split, batches
 from fastconv.training.metrics import Evaluation
@@ -114,28 +114,11 @@ def train_step(
         `head_weights` is a sequence of another length than there are further outputs.
     """
     outputs, backward = model.forward(x)
-    heads = outputs if isinstance(outputs, tuple) else (outputs,)
-    weights = (1.0, *_per_head(head_weights, len(heads) - 1))
-    losses, gradients = zip(*(loss(logits, labels) for logits in heads), strict=True)
-    gradients = tuple(
-        gradient if weight == 1 else gradient * gradient.dtype.type(weight)
-        for weight, gradient in zip(weights, gradients, strict=True)
-    )
-    backward(gradients if isinstance(outputs, tuple) else gradients[0])
+    value, gradients = heads_loss(outputs, labels, head_weights, loss)
+    backward(gradients)
     optimizer.step()
     optimizer.zero_grad()
-    return float(sum(weight * value for weight, value in zip(weights, losses, strict=True))), heads[0]
-
-
-def _per_head(weights: float | Sequence[float], heads: int) -> tuple[float, ...]:
-    if not isinstance(weights, Sequence):
-        return (weights,) * heads
-    if len(weights) != heads:
-        raise ValueError(
-            f"train_step: head_weights is {tuple(weights)}, {len(weights)} numbers, but the model has {heads} outputs "
-            "beside its logits: one number for each is needed. Hint: one number alone is for all of them"
-        )
-    return tuple(weights)
+    return float(value), outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def fit(
