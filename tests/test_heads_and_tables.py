@@ -170,6 +170,10 @@ class TestUnreadGradient:
         assert first.input_grad
         assert second.input_grad
         assert any((a != p.value).any() for a, p in zip(by_hand, net.parameters(), strict=True))
+        if kind != "shared":
+            first.input_grad = False  # as a user may have set it
+            self.fit(net, train)
+            assert not first.input_grad
 
     def test_same_bits(self):
         one, other = small_net(), small_net()

@@ -434,6 +434,27 @@ def test_heads_take_part_in_training_alone():
     np.testing.assert_allclose(both, alone + head, rtol=1e-12, atol=1e-12 * np.abs(both).max())
 
 
+def test_several_heads_on_one_layer():
+    net = models.WithHeads({"a": nn.Linear(3, 4, dtype=np.float64, rng=0), "b": nn.ReLU()}, {
+        "one": ("a", nn.Linear(4, 2, dtype=np.float64, rng=1)), "two": ("a", nn.Linear(4, 5, dtype=np.float64, rng=2))})
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    (y, one, two), backward = net.forward(x)
+    hidden = net["a"](x)
+    for output, expected in ((y, np.maximum(hidden, 0)), (one, net.heads["one"][1](hidden)),
+                             (two, net.heads["two"][1](hidden))):
+        np.testing.assert_allclose(output, expected, rtol=1e-12)
+    weights = {name: net.heads[name][1].weight.value for name in net.heads}
+    expected = ((hidden > 0) + np.ones((6, 2)) @ weights["one"] + np.ones((6, 5)) @ weights["two"]) @ net[
+        "a"].weight.value
+    np.testing.assert_allclose(backward((np.ones_like(y), np.ones_like(one), np.ones_like(two))), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [{"one": ("c", nn.ReLU())}, {"b": ("a", nn.ReLU())}])
+def test_heads_fit_their_trunk(heads):
+    with pytest.raises(ValueError, match=r"WithHeads: head '(one|b)' is on the layer '[ca]', but the layers are a, b;"):
+        models.WithHeads({"a": nn.ReLU(), "b": nn.ReLU()}, heads)
+
+
 def test_auxiliary_loss_weights_are_those_of_the_paper():
     rng = np.random.default_rng(0)
     logits, target = [rng.standard_normal((4, 3)) for _ in range(3)], np.array([0, 2, 1, 1])

@@ -51,10 +51,20 @@ class WithHeads(Sequential):
         The trunk.
     heads : mapping of str to (str, Layer)
         For each head its name, the name of the trunk's layer whose output it takes, and the layer.
+
+    Raises
+    ------
+    ValueError
+        If a head is on a layer that is not there, or has the name of one.
     """
 
     def __init__(self, layers: Mapping[str, Layer], heads: Mapping[str, tuple[str, Layer]]) -> None:
         super().__init__(layers)
+        for name, (after, _) in heads.items():
+            if after not in layers or name in layers:
+                raise ValueError(f"WithHeads: head {name!r} is on the layer {after!r}, but the layers are "
+                                 f"{', '.join(layers)}; a head needs one of them and another name. "
+                                 "Hint: heads={'aux1': ('layer1', head)}")
         self.heads = dict(heads)
 
     def children(self) -> Iterator[tuple[str, Layer]]:
@@ -66,27 +76,24 @@ class WithHeads(Sequential):
         """Run the trunk and the heads; see `Layer.forward` and the class."""
         if not self.heads:
             return super().forward(x)
-        taps = {after: name for name, (after, _) in self.heads.items()}
         steps: list[tuple[str, Backward]] = []
         outputs: dict[str, Array] = {}
-        head_steps: dict[str, Backward] = {}
         for name, layer in self._layers.items():
             x, step = layer.forward(x)
             steps.append((name, step))
-            if name in taps:
-                head = taps[name]
-                outputs[head], head_steps[head] = self.heads[head][1].forward(x)
+            for head, (after, head_layer) in self.heads.items():
+                if after == name:
+                    outputs[head], step = head_layer.forward(x)
+                    steps.append((head, step))
 
         def backward(dys: tuple[Array | None, ...]) -> Array | None:
             dy, gradients = dys[0], dict(zip(self.heads, dys[1:], strict=True))
             for name, step in reversed(steps):
-                head = taps.get(name)
-                gradient = gradients[head] if head is not None else None
-                if head is not None and gradient is not None:
-                    gradient = head_steps[head](gradient)
+                if name not in gradients:
+                    dy = None if dy is None else step(dy)
+                elif gradients[name] is not None:
+                    gradient = step(gradients[name])
                     dy = gradient if dy is None else dy + gradient
-                if dy is not None:
-                    dy = step(dy)
             return dy
 
         return (x, *(outputs[name] for name in self.heads)), backward
