@@ -292,8 +292,7 @@ def compare(ours, theirs, shape, *, channels_last=False, single=None):
 ALWAYS = (
     "logistic_regression", "mlp", "lenet5", "lenet5-paper", "cnn3d", "alexnet-paper", "alexnet", "nin", "nin-large",
     "vgg16", "googlenet-paper", "googlenet", "resnet18", "resnet50-paper", "plain34", "resnet50", "resnet_small",
-    "resnet_small-paper", "densenet121", "resnet18-3d", "densenet121-3d", "googlenet-3d", "vgg11-3d", "lenet5-3d",
-    "lenet5-paper-3d",
+    "resnet_small-paper", "densenet121", "resnet18-3d", "googlenet-3d", "lenet5-3d", "lenet5-paper-3d",
 )
 LONG = pytest.mark.skipif(not os.environ.get("FASTCONV_LONG"), reason="takes minutes; FASTCONV_LONG=1 runs it")
 
