@@ -74,8 +74,9 @@ def _fastconv(case: Case) -> Run:
     operands = (x,) if row.op in POOLS else (x, w, case.b)
     forward = getattr(f, row.op)
     if case.direction == "fwd":
-        if row.op == "conv":
-            prepared = fastconv.prepare_conv(w, case.b, *arguments)
+        prepare = {"conv": fastconv.prepare_conv, "conv_transpose": fastconv.prepare_conv_transpose}.get(row.op)
+        if prepare:
+            prepared = prepare(w, case.b, *arguments)
             return lambda: prepared(x, out=y)
         return lambda: forward(*operands, *arguments, out=y)
 
@@ -119,7 +120,7 @@ def algorithm(case: Case) -> str:
         x = case.y
     chosen = [passes[case.direction]] if case.direction in passes else list(passes.values())
     problem = fastconv.explain(x, case.w, row.stride, row.padding, row.dilation, row.groups).problem
-    packed = case.direction == "fwd" and row.op == "conv"  # prepare_conv
+    packed = case.direction == "fwd"  # prepare_conv, prepare_conv_transpose
     return "+".join(dict.fromkeys(plan_for(problem, op, packed=packed).algorithm for op in chosen))
 
 

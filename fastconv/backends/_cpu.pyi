@@ -1,6 +1,6 @@
 """Types of the compiled backend (_cpu.pyx)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 from fastconv.arrays import Array
@@ -23,7 +23,9 @@ class Block:
     def __init__(self, size: int) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None) -> tuple[Any, bytes] | None: ...
+def call_key(
+    options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None, out: Any = None
+) -> tuple[Any, bytes] | None: ...
 @final
 class Packed:
     layout: tuple[Any, ...]
@@ -35,6 +37,9 @@ class Part: ...
 
 def gemm_part(lattice: Lattice, isa: str, is_double: bool, gather: bool, relu: bool) -> Part: ...
 def direct_part(lattice: Lattice, isa: str, is_double: bool, relu: bool, min_tasks: int) -> Part: ...
+def pixels_part(
+    lattices: Sequence[Lattice], isa: str, is_double: bool, relu: bool, min_tasks: int
+) -> Part: ...
 def winograd_part(
     lattice: Lattice, isa: str, is_double: bool, shape: int, relu: bool, min_tasks: int
 ) -> Part: ...
@@ -67,20 +72,31 @@ class WeightGradPlan:
     def splits(self) -> int: ...
     def run(self, x: Array, dy: Array, dw: Array, threads: int) -> bool: ...
 
-def pool(
-    op: str,
-    problem: PoolProblem,
-    isa: str,
-    threads: int,
-    wide: Array,
-    narrow: Array,
-    indices: Array | None = None,
-    x: Array | None = None,
-    y: Array | None = None,
-    power: float = 1,
-    volume: float = 1,
-    divisor: float = 0,
-) -> int: ...
+@final
+class PoolPlan:
+    def __init__(
+        self,
+        op: str,
+        problem: PoolProblem,
+        isa: str,
+        threads: int,
+        wide: Array,
+        narrow: Array,
+        indices: Array | None = None,
+        x: Array | None = None,
+        y: Array | None = None,
+        power: float = 1,
+        volume: float = 1,
+        divisor: float = 0,
+    ) -> None: ...
+    def run(
+        self,
+        wide: Array,
+        narrow: Array,
+        indices: Array | None = None,
+        x: Array | None = None,
+        y: Array | None = None,
+    ) -> int: ...
 
 def batch_norm(
     x: Array, y: Array | None, weight: Array | None, bias: Array | None, mean: Array, var: Array, eps: float,

@@ -69,59 +69,80 @@ cdef int _view(fc_view *view, object array) except -1:
     return 0
 
 
-def pool(str op, problem, str isa, int threads, wide, narrow, indices=None, x=None, y=None, double power=1,
-         double volume=1, double divisor=0):
-    """Run one row of the table in csrc/pool.h; returns its status.
+cdef class PoolPlan:
+    """One row of the table in csrc/pool.h for arrays of given layouts, to be run many times.
 
     `wide` has the size of the pool's input and `narrow` and `indices` that of its output, whichever of them is
     written; `x` and `y` are given for the gradient of an Lp pool only.
     """
     cdef fc_pool p
-    cdef bint is_double = problem.dtype == "float64"
-    cdef const void *kernels = _table(isa, is_double)
-    cdef _PoolRun run = _POOL_RUN[is_double]
-    cdef fc_windows *w
-    cdef const int64_t *table
-    cdef int64_t task, outputs, elements
-    cdef int status = 0, axis
-    cdef Buffer workspaces
-    cdef char *workspace
-    cdef size_t size
-    memset(&p, 0, sizeof(fc_pool))
-    p.op = _POOL_OPS[op]
-    p.batch, p.channels = problem.batch, problem.channels
-    p.power, p.volume, p.divisor = power, volume, divisor
-    for axis in range(3):
-        p.in_size[axis], p.out_size[axis] = problem.in_size[axis], problem.out_size[axis]
-        rows = problem.windows[axis].table
-        outputs = rows.shape[1]
-        table = <const int64_t *>data_of(rows)
-        w = &p.windows[axis]
-        w.first, w.count, w.extent = table, table + 2 * outputs, table + 3 * outputs
-        w.step = table[outputs] if outputs else 1  # the same for all outputs
-    _view(&p.wide, wide)
-    _view(&p.narrow, narrow)
-    if indices is not None:
-        _view(&p.indices, indices)
-    if x is not None:
-        _view(&p.x, x)
-        _view(&p.y, y)
-    status = _POOL_BLOCK[is_double](&p)
-    if status or p.tasks == 0:
+    cdef list tables  # what the windows point to
+    cdef const void *kernels
+    cdef _PoolRun task
+    cdef int status, threads
+    cdef size_t workspace
+
+    def __cinit__(self, str op, problem, str isa, int threads, wide, narrow, indices=None, x=None, y=None,
+                  double power=1, double volume=1, double divisor=0):
+        cdef bint is_double = problem.dtype == "float64"
+        cdef fc_pool *p = &self.p
+        cdef fc_windows *w
+        cdef const int64_t *table
+        cdef int64_t outputs, elements
+        cdef int axis
+        self.kernels = _table(isa, is_double)
+        self.task = _POOL_RUN[is_double]
+        self.tables = [problem.windows[axis].table for axis in range(3)]
+        memset(p, 0, sizeof(fc_pool))
+        p.op = _POOL_OPS[op]
+        p.batch, p.channels = problem.batch, problem.channels
+        p.power, p.volume, p.divisor = power, volume, divisor
+        for axis in range(3):
+            p.in_size[axis], p.out_size[axis] = problem.in_size[axis], problem.out_size[axis]
+            outputs = self.tables[axis].shape[1]
+            table = <const int64_t *>data_of(self.tables[axis])
+            w = &p.windows[axis]
+            w.first, w.count, w.extent = table, table + 2 * outputs, table + 3 * outputs
+            w.step = table[outputs] if outputs else 1  # the same for all outputs
+        _view(&p.wide, wide)
+        _view(&p.narrow, narrow)
+        if indices is not None:
+            _view(&p.indices, indices)
+        if x is not None:
+            _view(&p.x, x)
+            _view(&p.y, y)
+        elements = p.batch * p.channels * (p.in_size[0] * p.in_size[1] * p.in_size[2]
+                                           + p.out_size[0] * p.out_size[1] * p.out_size[2])
+        self.status = _POOL_BLOCK[is_double](p)
+        self.threads = 1 if elements < _POOL_SMALL else max(1, min(<int64_t>threads, p.tasks))
+        self.workspace = (<size_t>p.workspace_bytes + 4095) & ~<size_t>4095
+
+    def run(self, wide, narrow, indices=None, x=None, y=None):
+        """Run on arrays of the same layouts; returns the status of csrc/pool.h."""
+        cdef fc_pool p = self.p
+        cdef int status = self.status, threads = self.threads
+        cdef int64_t task
+        cdef Buffer workspaces
+        cdef char *workspace
+        cdef size_t size = self.workspace
+        cdef const void *kernels = self.kernels
+        cdef _PoolRun run = self.task
+        if status or p.tasks == 0:
+            return status
+        p.wide.at, p.narrow.at = data_of(wide), data_of(narrow)
+        if indices is not None:
+            p.indices.at = data_of(indices)
+        if x is not None:
+            p.x.at, p.y.at = data_of(x), data_of(y)
+        workspaces = take(size * threads)
+        workspace = workspaces.data
+        with nogil:
+            if threads == 1:
+                for task in range(p.tasks):
+                    status |= run(kernels, &p, workspace, task)
+            else:
+                with parallel(num_threads=threads):
+                    for task in prange(p.tasks, schedule="dynamic"):
+                        status |= run(kernels, &p, workspace + threadid() * size, task)
+        give(workspaces)
         return status
-    elements = p.batch * p.channels * (p.in_size[0] * p.in_size[1] * p.in_size[2]
-                                       + p.out_size[0] * p.out_size[1] * p.out_size[2])
-    threads = 1 if elements < _POOL_SMALL else max(1, min(<int64_t>threads, p.tasks))
-    size = (<size_t>p.workspace_bytes + 4095) & ~<size_t>4095
-    workspaces = take(size * threads)
-    workspace = workspaces.data
-    with nogil:
-        if threads == 1:
-            for task in range(p.tasks):
-                status |= run(kernels, &p, workspace, task)
-        else:
-            with parallel(num_threads=threads):
-                for task in prange(p.tasks, schedule="dynamic"):
-                    status |= run(kernels, &p, workspace + threadid() * size, task)
-    give(workspaces)
-    return status

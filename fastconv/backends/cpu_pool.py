@@ -19,27 +19,68 @@ from fastconv.problem import PoolProblem
 _INDEX_OUT_OF_RANGE, _WINDOW_TOO_LARGE = 1, 2
 
 
+class PoolRun:
+    """A forward pool, planned when it first runs, to be run many times on arrays of the same layouts.
+
+    Parameters
+    ----------
+    op
+        "max_pool" or "sum_pool", the rows of csrc/pool.h.
+    indices
+        Whether the positions of maxima are wanted.
+    options
+        power, volume and divisor of a sum.
+    """
+
+    __slots__ = ("_dtype", "_indices", "_op", "_options", "_plan", "problem")
+
+    def __init__(self, problem: PoolProblem, op: str, *, indices: bool = False, **options: float) -> None:
+        self.problem = problem
+        self._dtype = np.dtype(problem.dtype)
+        self._op, self._indices, self._options = op, indices, options
+        self._plan: _cpu.PoolPlan | None = None
+
+    def __call__(self, x: Array, out: Array | None = None) -> tuple[Array, Array | None]:
+        """y, in `out` if given, and the positions of the maxima or None."""
+        problem = self.problem
+        y = empty(problem.y_shape, self._dtype, problem.order) if out is None else out
+        positions = empty(problem.y_shape, np.int64, problem.order) if self._indices else None
+        plan = self._plan
+        if plan is None:
+            plan = self._plan = _plan(self._op, problem, x, y, positions, **self._options)
+        _check(plan.run(x, y, positions), self._op, problem, positions)
+        return y, positions
+
+
+def max_pool_run(problem: PoolProblem, indices: bool = True) -> PoolRun:
+    """What `max_pool` runs."""
+    return PoolRun(problem, "max_pool", indices=indices)
+
+
+def avg_pool_run(problem: PoolProblem, divisor: int | None = None) -> PoolRun:
+    """What `avg_pool` runs."""
+    return PoolRun(problem, "sum_pool", divisor=divisor or 0)
+
+
+def lp_pool_run(problem: PoolProblem, p: float) -> PoolRun:
+    """What `lp_pool` runs."""
+    return PoolRun(problem, "sum_pool", power=p, volume=math.prod(problem.kernel))
+
+
 def max_pool(problem: PoolProblem, x: Array, indices: bool = True, *,
              out: Array | None = None) -> tuple[Array, Array | None]:
     """(y, positions): the maximum of each window and, with `indices`, its flat position in the unpadded plane."""
-    y = _y_like(problem, out)
-    positions = empty(problem.y_shape, np.int64, problem.order) if indices else None
-    _run("max_pool", problem, x, y, positions)
-    return y, positions
+    return max_pool_run(problem, indices)(x, out)
 
 
 def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """y: the sum of each window over its extent, or over `divisor`."""
-    y = _y_like(problem, out)
-    _run("sum_pool", problem, x, y, divisor=divisor or 0)
-    return y
+    return avg_pool_run(problem, divisor)(x, out)[0]
 
 
 def lp_pool(problem: PoolProblem, x: Array, p: float, *, out: Array | None = None) -> Array:
     """y: the p-norm of each window, without absolute values."""
-    y = _y_like(problem, out)
-    _run("sum_pool", problem, x, y, power=p, volume=math.prod(problem.kernel))
-    return y
+    return lp_pool_run(problem, p)(x, out)[0]
 
 
 def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
@@ -85,21 +126,19 @@ def _y_like(problem: PoolProblem, out: Array | None) -> Array:
     return empty(problem.y_shape, problem.dtype, problem.order) if out is None else out
 
 
-def _run(
-    op: str,
-    problem: PoolProblem,
-    wide: Array,
-    narrow: Array,
-    indices: Array | None = None,
-    *,
-    x: Array | None = None,
-    y: Array | None = None,
-    power: float = 1,
-    volume: float = 1,
-    divisor: float = 0,
-) -> None:
+def _run(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None = None, *,
+         x: Array | None = None, y: Array | None = None, **options: float) -> None:
+    plan = _plan(op, problem, wide, narrow, indices, x, y, **options)
+    _check(plan.run(wide, narrow, indices, x, y), op, problem, indices)
+
+
+def _plan(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None, x: Array | None = None,
+          y: Array | None = None, **options: float) -> _cpu.PoolPlan:
     current = settings()
-    status = _cpu.pool(op, problem, current.isa, current.threads, wide, narrow, indices, x, y, power, volume, divisor)
+    return _cpu.PoolPlan(op, problem, current.isa, current.threads, wide, narrow, indices, x, y, **options)
+
+
+def _check(status: int, op: str, problem: PoolProblem, indices: Array | None) -> None:
     if status == _INDEX_OUT_OF_RANGE:
         assert indices is not None
         plane = math.prod(problem.in_size)

@@ -30,13 +30,15 @@ def training(op: str, *arrays: tuple[str, Array | None]) -> ModuleType:
     return train
 
 
-def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None) -> Any:
+def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None, out: Any = None) -> Any:
     """What two calls have in common that need the same checks and the same plan; see `fastconv.backends._cpu.call_key`.
 
-    For arrays on a GPU too.
+    For arrays on a GPU too, without `out`.
     """
     if isinstance(a, np.ndarray):
-        return _cpu.call_key(options, a, b, c)
+        return _cpu.call_key(options, a, b, c, out)
+    if out is not None:
+        return None
     try:
         # 1, 1.0 and True are equal and hash alike; as bytes they differ. Version 2 writes equal objects alike.
         return marshal.dumps(options, 2), _layout(a), _layout(b), _layout(c)

@@ -108,10 +108,10 @@ def conv_relu(input: Any, weight: Any, bias: Any = None, stride: Ints = 1, paddi
 def _conv(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
           groups: Any, padding_mode: str, algorithm: str, out: Any, relu: bool = False) -> Array:
     options = (op, stride, padding, dilation, groups, padding_mode, algorithm, token(), int(relu))
-    key = call_key(options, input, weight, bias) if out is None else None
+    key = call_key(options, input, weight, bias, out)
     repeat = _repeats.get(key)
     if repeat is not None:
-        return repeat(input, weight, bias)
+        return repeat(input, weight, bias, out)
     w = as_array(weight, "weight", op)
     n_axes = spatial_axes(op, ndim, w)
     x, alone = batched(as_array(input, "input", op), n_axes, op)
@@ -333,6 +333,11 @@ def conv_transpose3d(input: Any, weight: Any, bias: Any = None, stride: Ints = 1
 
 def _transpose(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, stride: Any, padding: Any,
                output_padding: Any, groups: Any, dilation: Any, algorithm: str, out: Any) -> Array:
+    options = (op, stride, padding, output_padding, groups, dilation, algorithm, token())
+    key = call_key(options, input, weight, bias, out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, weight, bias, out)
     w = as_array(weight, "weight", op)
     n_axes = spatial_axes(op, ndim, w)
     x, alone = batched(as_array(input, "input", op), n_axes, op)
@@ -343,8 +348,10 @@ def _transpose(op: str, ndim: int | None, input: Any, weight: Any, bias: Any, st
     b = checked_bias(op, bias, problem.in_channels, problem.dtype)
     if out is not None:
         check_out(out, problem.x_shape, x.dtype, "out", op, (x, w) if b is None else (x, w, b))
-    backend = select.backend(op, ("input", x), ("weight", w), ("bias", b))
-    y = backend.conv_input_grad(problem, x, w, out=out, bias=b, algorithm=algorithm)
+    run = select.backend(op, ("input", x), ("weight", w), ("bias", b)).Run(problem, "conv_input_grad", algorithm)
+    y = run(x, w, b, out)
+    if b is bias and not alone:
+        remember(_repeats, key, run, options[-1])
     return y[0] if alone else y
 
 

@@ -16,7 +16,10 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 from fastconv.arrays import Array, as_array, as_indices, check_out, on_device
 from fastconv.backends import reference, select
-from fastconv.config import settings
+from fastconv.backends.cpu_pool import avg_pool_run, lp_pool_run, max_pool_run
+from fastconv.backends.select import call_key
+from fastconv.config import settings, token
+from fastconv.functional.conv import remember
 from fastconv.problem import (
     PoolProblem,
     adaptive_pool_grad_problem,
@@ -117,13 +120,52 @@ def _whole(input_size: Sequence[int], alone: bool) -> Any:
     return (1, *input_size) if alone and isinstance(input_size, (tuple, list)) else input_size
 
 
-def _pooled(problem: PoolProblem, x: Array, alone: bool, indices: bool, out: Array | None, op: str) -> Any:
-    """Run a max pool; the result is y or (y, indices)."""
+Run = Callable[[Array, Array | None], tuple[Array, Array | None]]  # (x, out) -> (y, indices or None)
+_RUNS: dict[str, Callable[..., Run]] = {"max_pool": max_pool_run, "avg_pool": avg_pool_run, "lp_pool": lp_pool_run}
+
+
+def _run(op: str, name: str, problem: PoolProblem, x: Array, option: Any = None) -> Run:
+    """What runs a forward pool of arrays like `x`; `option` follows (problem, x) in the backend's function."""
+    backend = _backend(op, input=x)
+    if backend is select.cpu:
+        return _RUNS[name](problem, option)
+    function = getattr(backend, name)
+
+    def run(x: Array, out: Array | None) -> tuple[Array, Array | None]:
+        result = function(problem, x, option, out=out)
+        return result if isinstance(result, tuple) else (result, None)
+    return run
+
+
+class _Repeat:
+    """A pool that was checked before."""
+
+    __slots__ = ("_alone", "_indices", "_run")
+
+    def __init__(self, run: Run, alone: bool, indices: bool) -> None:
+        self._run, self._alone, self._indices = run, alone, indices
+
+    def __call__(self, x: Array, out: Array | None) -> Any:
+        if self._alone:
+            x, out = x[None], out if out is None else out[None]
+        y, positions = self._run(x, out)
+        if self._alone:
+            y, positions = y[0], positions if positions is None else positions[0]
+        return (y, positions) if self._indices else y
+
+
+# What ran before, by call_key, as in conv.py.
+_repeats: dict[Any, _Repeat] = {}
+
+
+def _pooled(key: Any, since: int, problem: PoolProblem, run: Run, x: Array, alone: bool, out: Array | None, op: str,
+            indices: bool = False) -> Any:
+    """Run a pool for the first time; the result is y or (y, indices)."""
     out = _checked(out, problem.y_shape, problem, op, x)
-    y, positions = _backend(op, input=x).max_pool(problem, x, indices, out=out)
-    if alone:
-        y, positions = y[0], positions if positions is None else positions[0]
-    return (y, positions) if indices else y
+    repeat = _Repeat(run, alone, indices)
+    result = repeat(x[0], out if out is None else out[0]) if alone else repeat(x, out)
+    remember(_repeats, key, repeat, since)
+    return result
 
 
 @overload
@@ -177,10 +219,16 @@ def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
+    options = ("max_pool", kernel_size, stride, padding, dilation, ceil_mode, return_indices, ndim, token())
+    key = call_key(options, input, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, out)  # type: ignore[arg-type]
     x, ndim, alone, op = _input(input, ndim, "max_pool")
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
-    return cast(Array, _pooled(problem, x, alone, return_indices, out, op))
+    run = _run(op, "max_pool", problem, x, return_indices)
+    return cast(Array, _pooled(key, options[-1], problem, run, x, alone, out, op, return_indices))
 
 
 def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int], *, ndim: int | None = None,
@@ -254,13 +302,17 @@ def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
+    options = ("avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, ndim, token())
+    key = call_key(options, input, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, out)  # type: ignore[arg-type]
     x, ndim, alone, op = _input(input, ndim, "avg_pool")
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, ndim=ndim,
                            op=op, out=out)
-    y = _backend(op, input=x).avg_pool(problem, x, _divisor(divisor_override, op),
-                            out=_checked(out, problem.y_shape, problem, op, x))
-    return cast(Array, y[0] if alone else y)
+    run = _run(op, "avg_pool", problem, x, _divisor(divisor_override, op))
+    return cast(Array, _pooled(key, options[-1], problem, run, x, alone, out, op))
 
 
 def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: Sizes, stride: Sizes | None = None,
@@ -337,8 +389,7 @@ def lp_pool(input: object, norm_type: float, kernel_size: Sizes, stride: Sizes |
     p = _exponent(norm_type, op)
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
-    y = _backend(op, input=x).lp_pool(problem, x, p, out=_checked(out, problem.y_shape, problem, op, x))
-    return cast(Array, y[0] if alone else y)
+    return cast(Array, _pooled(None, 0, problem, _run(op, "lp_pool", problem, x, p), x, alone, out, op))
 
 
 def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: float, kernel_size: Sizes,
@@ -399,11 +450,15 @@ def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | N
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
+    options = ("adaptive_avg_pool", output_size, ndim, token())
+    key = call_key(options, input, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, out)  # type: ignore[arg-type]
     x, ndim, alone, op = _input(input, ndim, "adaptive_avg_pool")
     out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
-    y = _backend(op, input=x).avg_pool(problem, x, out=_checked(out, problem.y_shape, problem, op, x))
-    return cast(Array, y[0] if alone else y)
+    return cast(Array, _pooled(key, options[-1], problem, _run(op, "avg_pool", problem, x), x, alone, out, op))
 
 
 def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, ndim: int | None = None,
@@ -470,10 +525,16 @@ def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | N
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
+    options = ("adaptive_max_pool", output_size, return_indices, ndim, token())
+    key = call_key(options, input, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, out)  # type: ignore[arg-type]
     x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool")
     out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
-    return cast(Array, _pooled(problem, x, alone, return_indices, out, op))
+    run = _run(op, "max_pool", problem, x, return_indices)
+    return cast(Array, _pooled(key, options[-1], problem, run, x, alone, out, op, return_indices))
 
 
 def global_avg_pool(input: object, *, ndim: int | None = None, out: Array | None = None) -> Array:

@@ -39,13 +39,15 @@ class _Repeat:
         self._run, self._w, self._b = run, w, b
         self._activation, self._alone, self._adds = activation, alone, adds
 
-    def __call__(self, x: Array, residual: Array | None) -> Array:
+    def __call__(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+        if self._alone:
+            x, out = x[None], out if out is None else out[None]
         if self._adds:
             assert residual is not None
-            y = self._run(x, self._w, self._b, None, residual[None] if self._alone else residual)
+            y = self._run(x, self._w, self._b, out, residual[None] if self._alone else residual)
             residual = None
         else:
-            y = self._run(x, self._w, self._b)
+            y = self._run(x, self._w, self._b, out)
         if self._alone:
             y = y[0]
         if residual is not None or self._activation is not None:
@@ -90,10 +92,10 @@ class Prepared:
             See `conv`.
         """
         now = token()
-        key = call_key((now,), input, residual) if out is None else None
+        key = call_key((now,), input, residual, out=out)
         repeat = self._repeats.get(key)
         if repeat is not None:
-            return repeat(input, residual)
+            return repeat(input, residual, out)
         op = self._name
         x, alone = batched(as_array(input, "input", op), self._weight.ndim - 2, op)
         target = None if out is None else batched(as_array(out, "out", op), self._weight.ndim - 2, op, "out")[0]
