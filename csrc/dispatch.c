@@ -128,6 +128,13 @@ FC_BY_TYPE(int, fc_direct_run,
            (const fc_direct *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
             int64_t task),
            p->l.is_double, (p, in, packed, bias, out, workspace, task))
+FC_BY_TYPE(void, fc_pixels_block, (fc_pixels * p), p->phases->is_double, (p))
+FC_BY_TYPE(void, fc_pixels_pack, (const fc_pixels *p, const void *w, void *packed, int64_t task), p->l.is_double,
+           (p, w, packed, task))
+FC_BY_TYPE(int, fc_pixels_run,
+           (const fc_pixels *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+            int64_t task),
+           p->l.is_double, (p, in, packed, bias, out, workspace, task))
 FC_BY_TYPE(void, fc_wino_block, (fc_wino *p), p->l.is_double, (p))
 FC_BY_TYPE(void, fc_wino_pack, (const fc_wino *p, const void *w, void *packed, int64_t task), p->l.is_double,
            (p, w, packed, task))

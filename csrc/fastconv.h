@@ -116,6 +116,36 @@ void fc_direct_pack(const fc_direct *p, const void *w, void *packed, int64_t tas
 int fc_direct_run(const fc_direct *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                   int64_t task);
 
+/* The same with lanes of pixels, for few output channels or for phases of a data gradient that lie side by side:
+ *
+ *      input          copy, in L2: columns contiguous,         packed weights [r][mr] x rows of the copy, tiles of
+ *      any strides    padding zero, by their residues          mr channels x nr pixels; a tile runs on from one row
+ *                     modulo step                              of outputs to the next
+ *
+ * `phases` are lattices that differ in their taps, along the width in out_size, and in out_offset: those of a strided
+ * data gradient that write the same rows.  A task is a box of outputs of one slice, image and group times a range of
+ * weight panels. */
+typedef struct {
+    fc_lattice l; /* what the phases share, their largest out_size, the taps of the first */
+    const fc_lattice *phases;
+    int64_t n_phases;
+    int relu;
+    int64_t min_tasks;                /* as in fc_direct */
+    int64_t low[3], span[3];          /* the lowest tap for output 0; positions that taps span */
+    int64_t box[2];                   /* rows, columns */
+    int64_t residues[3], held[3];     /* of the copy: residues that are needed, positions for each */
+    int64_t plane, copy;              /* elements of a channel of the copy, of all */
+    int64_t chunk, panels, panel_size; /* panel_size: elements of the weights of a panel, of all phases */
+    int64_t panels_per_task, panel_blocks, max_terms;
+    int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
+} fc_pixels;
+
+/* Fills in the rest from `phases`, `n_phases`, `relu` and `min_tasks`. */
+void fc_pixels_block(fc_pixels *p);
+void fc_pixels_pack(const fc_pixels *p, const void *w, void *packed, int64_t task);
+int fc_pixels_run(const fc_pixels *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+                  int64_t task);
+
 /* The same by Winograd's minimal filtering, for lattices with step 1 whose taps fill a 3, 5, 3x3, 5x5 or 3x3x3 box.
  *
  * A task takes a block of output tiles (of all images of the batch) and a range of panels of nr out channels:

@@ -7,6 +7,7 @@
 #include "transpose.inc.c"
 
 #include "pack.inc.c" /* uses transpose_square */
+#include "pixels.inc.c"
 #include "pool.inc.c"
 #include "winograd.inc.c"
 

@@ -221,6 +221,17 @@ typedef struct {
 } FC_NAME(fc_adam);
 #define fc_adam FC_NAME(fc_adam)
 
+/* Sums with lanes of pixels, on their way out: pixel x < n[p] of phase p and channel c goes from
+ * tile[p * tile_step + c * nr + x] to to[p][c * channel_step + x * step].  Whole vectors of the tile are read. */
+typedef struct {
+    const real *tile;
+    int64_t tile_step, phases, channels;
+    const int64_t *n;
+    real *const *to;
+    int64_t channel_step, step;
+} FC_NAME(fc_pixels_out);
+#define fc_pixels_out FC_NAME(fc_pixels_out)
+
 typedef struct {
     const char *isa;
     int vl, mr, nr; /* lanes, rows and columns of the largest tile; nr = 2 * vl */

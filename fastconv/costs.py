@@ -84,6 +84,16 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + MOVE_CYCLES * moved * batch * p.groups + hops
 
 
+def pixels(p: ConvProblem, op: str, isa: str, batch: int) -> float:
+    """Predicted cycles of the direct algorithm where lanes are pixels: a copy of the input, and no transposes."""
+    lanes = _cpu.vector_lanes(isa, p.dtype)
+    read, written = channels(p, op)
+    size = p.out_size if op == "conv_input_grad" else p.in_size
+    macs = p.macs / p.batch * batch if p.batch else 0
+    terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 2 / written  # few rows load more than they compute
+    return macs * terms / (_rate(isa) * lanes) / TILE_SHARE + 2 * batch * math.prod(size) * read * p.groups / lanes
+
+
 def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     """Predicted cycles of the algorithm that gathers patches; in NCHW lanes are pixels."""
     lanes = _cpu.vector_lanes(isa, p.dtype)

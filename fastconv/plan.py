@@ -166,7 +166,7 @@ def _winograd_refuses(r: Request) -> Verdict:
 def _winograd_declines(r: Request) -> Verdict:
     shape = _best_shape(r)
     own = _winograd_cycles(r)
-    other = costs.direct(r.problem, r.op, r.isa, r.batch)
+    other = _direct_cycles(r)
     if _channelwise_refuses(r) is None and _channelwise_declines(r) is None:
         other = min(other, costs.channelwise(r.problem, r.op, r.isa, r.batch))
     if own < other:
@@ -247,11 +247,24 @@ def _direct_declines(r: Request) -> Verdict:
     if r.op == "conv_weight_grad":
         return None
     own, other = (predict(r.problem, r.op, r.isa, r.batch) for predict in (costs.direct, costs.im2col))
-    if own <= other:
+    if own <= other or _lanes_are_pixels(r):
         return None
     lanes = _cpu.vector_lanes(r.isa, r.problem.dtype)
     return (f"it would take about {own:,.0f} cycles with {written} channels per group in vectors of {lanes}, "
             f"im2col {other:,.0f}")
+
+
+def _lanes_are_pixels(r: Request) -> bool:
+    """Few channels fill too little of a vector; of a strided input gradient, the phases of a row are interleaved."""
+    p = r.problem
+    _, written = costs.channels(p, r.op)
+    phased = r.op == "conv_input_grad" and p.stride[2] > 1 and p.x_strides[1] != 1
+    return phased or (2 * written < _cpu.vector_lanes(r.isa, p.dtype) and not _pointwise(p))
+
+
+def _direct_cycles(r: Request) -> float:
+    predict = costs.pixels if r.op != "conv_weight_grad" and _lanes_are_pixels(r) else costs.direct
+    return predict(r.problem, r.op, r.isa, r.batch)
 
 
 def _direct(r: Request) -> tuple[Any, bool]:
@@ -266,6 +279,10 @@ def _direct(r: Request) -> tuple[Any, bool]:
     if columns:  # pixels are lanes: nothing has to be copied or transposed
         return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, False, r.relu) for part in lattices]), covers
     tasks = -(-4 * r.threads // max(len(lattices), 1))
+    if _lanes_are_pixels(r):
+        n = max(lattice.width_phases(p), 1) if r.op == "conv_input_grad" else 1
+        return _cpu.ConvPlan([_cpu.pixels_part(lattices[i:i + n], r.isa, double, r.relu, tasks)
+                              for i in range(0, len(lattices), n)]), covers
     return _cpu.ConvPlan([_cpu.direct_part(part, r.isa, double, r.relu, tasks) for part in lattices]), covers
 
 
@@ -298,7 +315,7 @@ ROWS = (
     Row("channelwise", _channelwise_refuses, _channelwise_declines, _channelwise,
         lambda r: costs.channelwise(r.problem, r.op, r.isa, r.batch)),
     Row("direct", _direct_refuses, _direct_declines, _direct,
-        lambda r: costs.direct(r.problem, r.op, r.isa, r.batch)),
+        lambda r: _direct_cycles(r)),
     Row("im2col", _never, _never, lambda r: _gemm(r, gather=True),
         lambda r: costs.im2col(r.problem, r.op, r.isa, r.batch)),
     Row("reference", _never, _never, lambda r: (None, True),

@@ -49,6 +49,17 @@ cdef extern from "fastconv.h" nogil:
     int fc_direct_run(const fc_direct *p, const void *x, const void *packed, const void *bias, void *out,
                       void *workspace, int64_t task)
 
+    ctypedef struct fc_pixels:
+        const fc_lattice *phases
+        int64_t n_phases
+        int relu
+        int64_t min_tasks, tasks, pack_tasks, packed_bytes, workspace_bytes
+
+    void fc_pixels_block(fc_pixels *p)
+    void fc_pixels_pack(const fc_pixels *p, const void *w, void *packed, int64_t task)
+    int fc_pixels_run(const fc_pixels *p, const void *x, const void *packed, const void *bias, void *out,
+                      void *workspace, int64_t task)
+
     ctypedef struct fc_wino:
         fc_lattice l
         int relu, shape

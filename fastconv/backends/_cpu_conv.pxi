@@ -57,6 +57,8 @@ cdef struct PartCalls:
 cdef class Part:
     """One lattice under one algorithm."""
     cdef _Lattice lattice
+    cdef list phases  # lattices that `all_phases` copies
+    cdef fc_lattice *all_phases
     cdef void *plan
     cdef PartCalls calls
     cdef int64_t packed_bytes, workspace_bytes
@@ -64,6 +66,7 @@ cdef class Part:
 
     def __dealloc__(self):
         free(self.plan)
+        free(self.all_phases)
 
     cdef void *new_plan(self, size_t size, lattice, str isa, bint is_double, bint gather) except NULL:
         self.lattice = _Lattice(lattice, isa, is_double, gather)
@@ -101,6 +104,26 @@ def direct_part(lattice, str isa, bint is_double, bint relu, int min_tasks):
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
     part.calls.pack, part.calls.run = <PackTask>fc_direct_pack, <RunTask>fc_direct_run
     part.layout = ("direct", isa, is_double, p.packed_bytes, p.pack_tasks, p.l.taps)
+    return part
+
+
+def pixels_part(lattices, str isa, bint is_double, bint relu, int min_tasks):
+    """Products with lanes of pixels from a padded copy; `lattices` are phases that write the same rows."""
+    cdef Part part = Part()
+    cdef fc_pixels *p = <fc_pixels *>part.new_plan(sizeof(fc_pixels), lattices[0], isa, is_double, False)
+    cdef Py_ssize_t i
+    part.phases = [_Lattice(lattice, isa, is_double, False) for lattice in lattices]
+    part.all_phases = <fc_lattice *>malloc(len(part.phases) * sizeof(fc_lattice))
+    if part.all_phases == NULL:
+        raise MemoryError
+    for i in range(len(part.phases)):
+        part.all_phases[i] = (<_Lattice>part.phases[i]).l
+    p.phases, p.n_phases, p.relu, p.min_tasks = part.all_phases, len(part.phases), relu, min_tasks
+    fc_pixels_block(p)
+    part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
+    part.calls.pack, part.calls.run = <PackTask>fc_pixels_pack, <RunTask>fc_pixels_run
+    part.layout = ("pixels", isa, is_double, p.packed_bytes, p.pack_tasks,
+                   tuple([tuple(lattice.tap_w) for lattice in lattices]))
     return part
 
 

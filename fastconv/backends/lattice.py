@@ -77,6 +77,11 @@ def input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], bool]:
     return tuple(lattices), bool(covered)
 
 
+def width_phases(p: ConvProblem) -> int:
+    """How many neighbours among the lattices of `input_grad` write the same rows: the phases along the width."""
+    return len(_phases_of_axis(p.in_size[2], p.kernel[2], p.stride[2], p.dilation[2], p.pad_lo[2]))
+
+
 def undilated(lattice: Lattice, dilation: tuple[int, ...]) -> tuple[Lattice, ...]:
     """A dilated lattice with step 1 as lattices that are not dilated: one for each residue of the output position.
 
