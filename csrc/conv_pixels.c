@@ -228,8 +228,8 @@ int FC_NAME(fc_pixels_run)(const fc_pixels *p, const void *in_, const void *pack
         for (int64_t pixel = 0; pixel < pixels; pixel += k->nr) {
             const int64_t lanes = min64(k->nr, pixels - pixel);
             for (int64_t f = 0; f < p->n_phases; f++)
-                tile_of(p, terms + f * p->max_terms, n_terms[f], a_shift, pixel, (int)g.channels,
-                        lanes > k->vl ? 2 : 1, bias, tile + f * g.tile_step);
+                tile_of(p, terms + f * p->max_terms, n_terms[f], a_shift, pixel, (int)g.channels, lanes > k->vl ? 2 : 1,
+                        bias, tile + f * g.tile_step);
             for (int64_t lane = 0, run; lane < lanes; lane += run) { /* rows of the output */
                 const int64_t row = (pixel + lane) / pitch, column = (pixel + lane) % pitch;
                 run = min64(pitch - column, lanes - lane);

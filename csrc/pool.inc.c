@@ -90,7 +90,11 @@ FC_INLINE real slope(real dy, real y, real divisor, real p) {
 }
 
 /* The larger, or NaN. */
-FC_INLINE vec vmax(vec a, vec b) { return vblend(b, a, (mask)(a > b) | (mask)(a != a)); }
+FC_INLINE vec vmax(vec a, vec b) {
+    vec larger;
+    for (int i = 0; i < VL; i++) larger[i] = a[i] > b[i] ? a[i] : b[i]; /* one instruction, which keeps a NaN in b */
+    return vblend(larger, a, (mask)(a != a));
+}
 
 /* ---- Tiles ---------------------------------------------------------------------------------------------------- */
 
@@ -152,6 +156,110 @@ FC_INLINE int64_t pool_tiles(const fc_pool_row *r, const int is_max) {
     if (count == 3 && step == 2) return tile_run(is_max, 3, 2, r);
     return 0;
 }
+
+/* ---- Rows in registers ---------------------------------------------------------------------------------------- */
+
+/* Without indices, the usual windows need no buffer: the rows under a vector of outputs are reduced in registers, then
+ * columns, which are next to each other (stride 1) or every second or fourth lane of neighbouring vectors. */
+#ifdef __clang__ /* has no shuffle by a computed mask */
+FC_INLINE int row_in_registers(const fc_pool_row *r, const int is_max) {
+    (void)r, (void)is_max;
+    return 0;
+}
+#else
+FC_INLINE vec reduce(const int is_max, vec total, vec x) { return is_max ? vmax(x, total) : total + x; }
+
+/* Elements first, first + 2, ... of a and, from VL on, of b, which begins `shift` elements before the end of a. */
+FC_INLINE vec every_second(vec a, vec b, int first, int64_t shift) {
+    mask at = 2 * FC_NAME(iota) + first;
+    at += (at >= VL) & (lane)shift;
+    return __builtin_shuffle(a, b, at);
+}
+
+FC_INLINE vec outputs_in_registers(const int is_max, const int count, const int run_step, const fc_pool_row *r,
+                                   const real *from, int64_t room) {
+    const int loads = run_step == 2 ? (count == 3 ? 4 : 2) : count;
+    const int64_t shift = run_step == 2 ? VL - lesser(VL, room - VL) : 0;
+    const int64_t shift2 = run_step == 2 && count == 3 ? VL - lesser(VL, room - 2 - VL) : 0;
+    int64_t at[4];
+    FC_UNROLL for (int j = 0; j < 4; j++)
+        at[j] = run_step == 1 ? j : run_step == 4 ? j * VL : j == 1 ? VL - shift : j == 3 ? 2 + VL - shift2 : j;
+    vec column[4] = {{0}};
+    for (int64_t d = 0; d < r->rows[0]; d++) {
+        vec slice[4] = {{0}};
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real *row = from + d * r->wide_row[0] + h * r->wide_row[1];
+            FC_UNROLL for (int j = 0; j < loads; j++)
+                slice[j] = h == 0 ? vload(row + at[j]) : reduce(is_max, slice[j], vload(row + at[j]));
+        }
+        FC_UNROLL for (int j = 0; j < loads; j++) column[j] = d == 0 ? slice[j] : reduce(is_max, column[j], slice[j]);
+    }
+    if (run_step == 1) {
+        vec v = column[0];
+        FC_UNROLL for (int t = 1; t < count; t++) v = reduce(is_max, v, column[t]);
+        return v;
+    }
+    vec v = reduce(is_max, every_second(column[0], column[1], 0, shift), every_second(column[0], column[1], 1, shift));
+    if (run_step == 2) return count == 3 ? reduce(is_max, v, every_second(column[2], column[3], 0, shift2)) : v;
+    const vec w = reduce(is_max, every_second(column[2], column[3], 0, 0), every_second(column[2], column[3], 1, 0));
+    return reduce(is_max, every_second(v, w, 0, 0), every_second(v, w, 1, 0));
+}
+
+/* An output outside the run. */
+FC_INLINE real one_output(const fc_pool_row *r, const int is_max, int64_t o) {
+    real total = 0;
+    for (int64_t t = 0; t < r->windows.count[o]; t++) {
+        const real *from = r->wide + r->windows.first[o] - r->column + t;
+        real column = 0;
+        for (int64_t d = 0; d < r->rows[0]; d++)
+            for (int64_t h = 0; h < r->rows[1]; h++) {
+                const real x = from[d * r->wide_row[0] + h * r->wide_row[1]];
+                if (is_max)
+                    column = (d == 0 && h == 0) || x > column || x != x ? x : column;
+                else
+                    column += x;
+            }
+        if (is_max)
+            total = t == 0 || column > total || column != column ? column : total;
+        else
+            total += column;
+    }
+    return is_max ? total : total / divisor_of(r, o);
+}
+
+FC_INLINE int run_in_registers(const fc_pool_row *r, const int is_max, const int count, const int run_step) {
+    const fc_windows *w = &r->windows;
+    const int64_t first = w->first[w->run] - r->column, run = w->run_end - w->run;
+    const int64_t room = r->columns - first;
+    if (run < VL && (run_step != 2 || room < VL + 2)) return 0;
+    const vec divisor = vset(is_max ? 1 : divisor_of(r, w->run));
+    for (int64_t o = 0; o < run; o += VL) {
+        const int64_t lanes = lesser(run, VL), begin = lesser(o, run - lanes), skip = begin * run_step;
+        const vec v = outputs_in_registers(is_max, count, run_step, r, r->wide + first + skip, room - skip);
+        store_few(r->narrow + w->run + begin, 1, lanes, is_max ? v : v / divisor);
+    }
+    for (int64_t o = 0; o < r->outputs; o++) {
+        if (o == w->run) o = w->run_end;
+        if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
+    }
+    return 1;
+}
+
+/* Whether the row could be done so. */
+FC_INLINE int row_in_registers(const fc_pool_row *row, const int is_max) {
+    const fc_pool_row copy = *row, *r = &copy; /* which no store can change */
+    const fc_windows *w = &r->windows;
+    if (r->wide_step != 1 || r->narrow_step != 1 || w->step != 1 || w->run < 0 || w->run_end - w->run < 2 ||
+        r->rows[0] * r->rows[1] > SPAN / 2)
+        return 0;
+    const int64_t count = w->count[w->run], step = w->run_step;
+    if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
+    if (count == 3 && step == 1) return run_in_registers(r, is_max, 3, 1);
+    if (count == 3 && step == 2) return run_in_registers(r, is_max, 3, 2);
+    if (count == 4 && step == 4) return run_in_registers(r, is_max, 4, 4);
+    return 0;
+}
+#endif
 
 /* ---- Maximum -------------------------------------------------------------------------------------------------- */
 
@@ -272,7 +380,6 @@ FC_INLINE void max_all_columns(const fc_pool_row *r, const int indices) {
 }
 
 /* Values alone: whole vectors of a run from a buffer, which may be read beyond its columns. */
-/* Values alone. */
 FC_INLINE void max_values_across(const fc_pool_row *r, const real *line, const int buffered) {
     const fc_windows *win = &r->windows;
     for (int64_t o = 0; o < r->outputs;) {
@@ -294,6 +401,7 @@ FC_INLINE void max_values_across(const fc_pool_row *r, const real *line, const i
 }
 
 static void pool_max_rows(const fc_pool_row *r) {
+    if (!r->indices && row_in_registers(r, 1)) return;
     const int one_row = r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1;
     if (r->indices) {
         if (one_row)
@@ -439,6 +547,7 @@ FC_INLINE void sum_across(const fc_pool_row *r, const real *line, const int buff
 }
 
 static void pool_sum_rows(const fc_pool_row *r) {
+    if (r->power == 1 && row_in_registers(r, 0)) return;
     if (r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1 && r->power == 1) {
         sum_across(r, r->wide, 0);
         return;

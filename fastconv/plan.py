@@ -247,7 +247,7 @@ def _direct_declines(r: Request) -> Verdict:
     if r.op == "conv_weight_grad":
         return None
     own, other = (predict(r.problem, r.op, r.isa, r.batch) for predict in (costs.direct, costs.im2col))
-    if own <= other or _lanes_are_pixels(r):
+    if own <= other or _lanes_are_pixels(r) or _linear(r.problem, r.op):
         return None
     lanes = _cpu.vector_lanes(r.isa, r.problem.dtype)
     return (f"it would take about {own:,.0f} cycles with {written} channels per group in vectors of {lanes}, "
@@ -260,6 +260,11 @@ def _lanes_are_pixels(r: Request) -> bool:
     _, written = costs.channels(p, r.op)
     phased = r.op == "conv_input_grad" and p.stride[2] > 1 and p.x_strides[1] != 1
     return phased or (2 * written < _cpu.vector_lanes(r.isa, p.dtype) and not _pointwise(p))
+
+
+def _linear(p: ConvProblem, op: str) -> bool:
+    """Whether the images of the batch are pixels of one product."""
+    return op == "conv" and p.out_size == (1, 1, 1) and p.batch > 1 and not any(p.pad_lo + p.pad_hi)
 
 
 def _direct_cycles(r: Request) -> float:
@@ -278,7 +283,9 @@ def _direct(r: Request) -> tuple[Any, bool]:
         or 2 * written < _cpu.vector_lanes(r.isa, p.dtype))
     if columns:  # pixels are lanes: nothing has to be copied or transposed
         return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, False, r.relu) for part in lattices]), covers
-    tasks = -(-4 * r.threads // max(len(lattices), 1))
+    if _linear(p, r.op):
+        lattices = (lattice.linear(lattices[0]),)
+    tasks = 1 if p.macs < SMALL else -(-4 * r.threads // max(len(lattices), 1))
     if _lanes_are_pixels(r):
         n = max(lattice.width_phases(p), 1) if r.op == "conv_input_grad" else 1
         return _cpu.ConvPlan([_cpu.pixels_part(lattices[i:i + n], r.isa, double, r.relu, tasks)
@@ -314,8 +321,7 @@ ROWS = (
     Row("winograd", _winograd_refuses, _winograd_declines, _winograd, _winograd_cycles, _winograd_variants),
     Row("channelwise", _channelwise_refuses, _channelwise_declines, _channelwise,
         lambda r: costs.channelwise(r.problem, r.op, r.isa, r.batch)),
-    Row("direct", _direct_refuses, _direct_declines, _direct,
-        lambda r: _direct_cycles(r)),
+    Row("direct", _direct_refuses, _direct_declines, _direct, _direct_cycles),
     Row("im2col", _never, _never, lambda r: _gemm(r, gather=True),
         lambda r: costs.im2col(r.problem, r.op, r.isa, r.batch)),
     Row("reference", _never, _never, lambda r: (None, True),

@@ -47,7 +47,7 @@ class PoolRun:
         positions = empty(problem.y_shape, np.int64, problem.order) if self._indices else None
         plan = self._plan
         if plan is None:
-            plan = self._plan = _plan(self._op, problem, x, y, positions, **self._options)
+            plan = self._plan = _plan(self._op, problem, x, y, positions, None, None, **self._options)
         _check(plan.run(x, y, positions), self._op, problem, positions)
         return y, positions
 

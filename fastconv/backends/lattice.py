@@ -53,6 +53,35 @@ def forward(p: ConvProblem) -> Lattice:
         w_strides=(per_group * p.w_strides[0], p.w_strides[0], p.w_strides[1]))
 
 
+def linear(lattice: Lattice) -> Lattice:
+    """A lattice with one output per image and no padding as one whose pixels are the images, where strides allow.
+
+    Fully connected layers, and kernels as large as their input, are products of matrices; image by image they would
+    read all weights for each.
+    """
+    taps, n = lattice.tap_at, len(lattice.tap_at)
+    if lattice.out_size != (1, 1, 1) or lattice.batch == 1 or not n or not all(
+            0 <= at < size for tap in taps for at, size in zip(tap, lattice.in_size, strict=True)):
+        return lattice
+    at = [_dot(tap, lattice.in_strides[2:]) for tap in taps]
+    step = at[1] - at[0] if n > 1 else 0
+    w_step = lattice.tap_w[1] - lattice.tap_w[0] if n > 1 else 0
+    if at != [at[0] + i * step for i in range(n)]:
+        return lattice
+    in_batch, in_channel = lattice.in_strides[:2]
+    out_batch, out_channel = lattice.out_strides[:2]
+    pixels = lattice._replace(
+        batch=1, in_size=(1, n, lattice.batch), out_size=(1, 1, lattice.batch), step=(1, 1, 1),
+        tap_at=tuple((0, i, 0) for i in range(n)), in_offset=lattice.in_offset + at[0],
+        in_strides=(0, in_channel, 0, step, in_batch), out_strides=(0, out_channel, 0, 0, out_batch))
+    if n > 1 and in_channel == n * step and lattice.w_strides[2] == n * w_step and lattice.tap_w == tuple(
+            lattice.tap_w[0] + i * w_step for i in range(n)):  # taps are inner channels, in memory and in the weights
+        return pixels._replace(
+            in_channels=n * lattice.in_channels, in_size=(1, 1, lattice.batch), tap_at=((0, 0, 0),),
+            tap_w=lattice.tap_w[:1], in_strides=(0, step, 0, 0, in_batch), w_strides=(*lattice.w_strides[:2], w_step))
+    return pixels
+
+
 def input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], bool]:
     """The lattices of dx, one for each phase that meets any tap, and whether they cover all of dx."""
     axes = [_phases_of_axis(*sizes) for sizes in

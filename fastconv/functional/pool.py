@@ -302,7 +302,8 @@ def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
-    options = ("avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, ndim, token())
+    options = ("avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, ndim,
+               token())
     key = call_key(options, input, out=out)
     repeat = _repeats.get(key)
     if repeat is not None:
