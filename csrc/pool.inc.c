@@ -254,7 +254,7 @@ FC_INLINE int row_in_registers(const fc_pool_row *row, const int is_max) {
         return 0;
     const int64_t count = w->count[w->run], step = w->run_step;
     if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
-    if (count == 3 && step == 1) return run_in_registers(r, is_max, 3, 1);
+    if (count == 3 && step == 1 && !is_max) return run_in_registers(r, 0, 3, 1); /* of maxima, the borders take longer */
     if (count == 3 && step == 2) return run_in_registers(r, is_max, 3, 2);
     if (count == 4 && step == 4) return run_in_registers(r, is_max, 4, 4);
     return 0;
