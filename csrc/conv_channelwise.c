@@ -6,9 +6,9 @@
 #include "fastconv.h"
 #include "kernels.h"
 
-/* Multiply-adds worth a task; bytes of a transposed block that stay near; pixels of a row that are dealt out at a
- * time; the shortest row that is. */
-enum { TASK_MACS = 128 * 1024, NEAR = 96 * 1024, SEGMENT = 1024, MIN_DEAL = 16 };
+/* Multiply-adds worth a task; bytes of a transposed block that stay near, of a padded copy that stays in L1; pixels of a row
+ * that are copied at a time. */
+enum { TASK_MACS = 128 * 1024, NEAR = 96 * 1024, HELD = 24 * 1024, SEGMENT = 1024 };
 
 /* The taps as a box: counts and distances along each axis, all ascending. */
 static void find_box(fc_channelwise *p) {
@@ -43,7 +43,7 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
 
     if (l->in_stride[1] == 1 && l->out_stride[1] == 1 && l->groups * min64(l->in_channels, l->out_channels) >= k->vl)
         p->form = FC_BY_CHANNELS;
-    else if (!p->picked && (out[2] >= MIN_DEAL * k->vl || l->groups < k->vl))
+    else if (!p->picked && (out[2] * l->step[2] > k->vl || l->groups < k->vl)) /* shorter rows leave lanes empty */
         p->form = FC_BY_PIXELS;
     else
         p->form = FC_BY_BLOCKS;
@@ -52,17 +52,32 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
     p->zeros = 0;
     int64_t bytes = 0;
     if (p->form == FC_BY_PIXELS) {
-        const int64_t macs = max64(out[0] * out[1] * out[2] * l->taps, 1);
-        p->band = min64(max64(TASK_MACS / macs, 1), l->groups); /* channels of a task */
-        p->bands = ceil_div(l->groups, p->band);
-        p->segments = 1;
-        p->deal = min64(out[2], SEGMENT) + (p->extent[2] - 1) / l->step[2] + 4 * k->vl;
-        p->row = p->deal * l->step[2];
-        /* One slot for each input row that the taps of one output row span, over again for each tap plane. */
-        p->slots = p->extent[0] * p->extent[1];
-        bytes = align64(p->slots * p->row * real_bytes) + align64(p->slots * (int64_t)sizeof(int64_t)) +
-                align64(l->taps * (int64_t)sizeof(real *));
-        p->tasks = l->batch * p->bands;
+        p->columns = min64(p->columns, SEGMENT);
+        p->segments = ceil_div(out[2], p->columns);
+        p->slots = min64(p->extent[0], max64(l->in_size[0], 1));
+        /* Rows are read and written in whole vectors, and what is read behind a row is not used. */
+        const int64_t step = l->step[2], lead = max64(-p->first[2], 0);
+        const int64_t held = min64((p->columns - 1) * step + p->extent[2], l->in_size[2]);
+        const int64_t written = step == 1 ? align_to(lead, k->vl) + align_to(held, k->vl)
+                                          : (lead + align_to(held, 2 * k->vl)) / step + 2;
+        p->deal = align_to(max64(k->vl + p->columns + (p->extent[2] - 1) / step, written), k->vl);
+        p->row = p->deal * step;
+        /* As many rows as stay in L1. */
+        const int64_t rows = max64(out[1], 1), fit = HELD / (p->slots * p->row * real_bytes);
+        p->bands = ceil_div(rows, min64(max64((fit - p->extent[1]) / l->step[1] + 1, 7), rows));
+        p->band = ceil_div(rows, p->bands);
+        p->slice = ((p->band - 1) * l->step[1] + p->extent[1] + 1) * p->row;
+        p->pads_depth = p->first[0] < 0 || (out[0] - 1) * l->step[0] + p->first[0] + p->extent[0] > l->in_size[0];
+        p->in_place = step == 1 && l->in_stride[4] == 1 && !p->pads_depth;
+        const int64_t macs = max64(out[0] * p->band * p->columns * l->taps, 1);
+        p->channels = min64(max64(4 * TASK_MACS / macs, 1), l->groups);
+        p->channels = ceil_div(l->groups, ceil_div(l->groups, p->channels));
+        p->together = max64(1, min64(p->channels, HELD / 2 / (p->slots * p->slice * real_bytes)));
+        bytes = align64((p->together * p->slots + p->pads_depth + 1) * p->slice * real_bytes) +
+                align64(p->count[0] * (int64_t)sizeof(real *)) +
+                align64(p->together * p->slots * (int64_t)sizeof(int64_t)) +
+                align64(p->count[2] * (int64_t)sizeof(int64_t));
+        p->tasks = l->batch * p->bands * p->segments * ceil_div(l->groups, p->channels);
     } else {
         const int64_t channels = p->form == FC_BY_CHANNELS ? l->groups * l->out_channels : k->vl;
         const int64_t macs = channels * l->taps * l->in_channels; /* of a pixel */
@@ -132,28 +147,35 @@ static void run_rows(const fc_channelwise *p, const source *s, fc_depthwise *g, 
     const fc_lattice *l = &p->l;
     /* With step 1, every spacing-th output is a convolution without gaps. */
     const int64_t gaps = l->step[2] == 1 && p->count[2] > 1 ? p->spacing[2] : 1;
-    const int pairs = l->step[1] == 1 && p->spacing[1] == 1;
+    /* Rows that share inputs are next to each other, or as far apart as the taps. */
+    const int64_t spacing = p->count[1] > 1 ? p->spacing[1] : 1, step = l->step[1];
+    const int64_t apart = spacing % step == 0 ? spacing / step : 1;
+    const int pairs = apart * step % spacing == 0 && apart * step / spacing <= p->count[1];
     g->lines = lines;
     g->slices = p->count[0], g->height = p->count[1], g->width = p->count[2];
     g->step = l->step[2], g->spacing = p->spacing[2] / gaps;
     g->out_step = out_pixel * gaps;
-    for (; h < h_end; h += 1 + g->second, out += (1 + g->second) * out_row) {
-        g->second = pairs && h + 1 < h_end;
+    g->below = apart * step / spacing;
+    for (int64_t i = 0; i < h_end - h; i++) {
+        g->second = 0;
+        if (pairs && i / apart % 2) continue; /* was the second of a pair */
+        g->second = pairs && h + i + apart < h_end;
+        real *row = out + i * out_row;
         for (int64_t residue = 0; residue < min64(gaps, to - from); residue++) {
             const int64_t lead = from * l->step[2] + residue + p->first[2] - s->column_at;
             const int64_t base = gaps == 1 ? 0 : ((lead % gaps) + gaps) % gaps;
             g->first = (lead - base) / gaps;
             g->columns = s->columns > base ? ceil_div(s->columns - base, gaps) : 0;
             g->from = 0, g->to = ceil_div(to - from - residue, gaps);
-            g->out[0] = out + residue * out_pixel;
-            g->out[1] = g->out[0] + out_row;
+            g->out[0] = row + residue * out_pixel;
+            g->out[1] = g->out[0] + apart * out_row;
             fc_line *line = lines;
-            for (int64_t i = 0; i < p->count[0]; i++) {
-                const int64_t z = d * l->step[0] + p->first[0] + i * p->spacing[0];
-                for (int64_t j = 0; j < p->count[1] + g->second; j++, line++) {
-                    const int64_t y = h * l->step[1] + p->first[1] + j * p->spacing[1];
+            for (int64_t k = 0; k < p->count[0]; k++) {
+                const int64_t z = d * l->step[0] + p->first[0] + k * p->spacing[0];
+                for (int64_t j = 0; j < p->count[1] + (g->second ? g->below : 0); j++, line++) {
+                    const int64_t y = (h + i) * step + p->first[1] + j * spacing;
                     if (z >= 0 && z < l->in_size[0] && y >= s->row_at && y < s->row_end)
-                        *line = (fc_line){s->in + (s->planes ? z : i) * s->slice + (y - s->row_at) * s->row +
+                        *line = (fc_line){s->in + (s->planes ? z : k) * s->slice + (y - s->row_at) * s->row +
                                               base * s->pixel,
                                           s->pixel * gaps};
                     else
@@ -259,63 +281,105 @@ static void run_lanes(const fc_channelwise *p, const real *in, const real *packe
     run_block(p, in, &g, lines, workspace, block, d, h, h_end, from, to, out);
 }
 
-/* Copies one input row for `pixels` outputs from column w on, dealt out by residue. */
-static void deal_row(const fc_channelwise *p, const real *in, int inside, int64_t w, int64_t pixels, real *to) {
-    const fc_lattice *l = &p->l;
-    const int64_t step = l->step[2], stride = step * l->in_stride[4];
-    for (int64_t residue = 0; residue < step; residue++, to += p->deal) {
-        const int64_t count = pixels + (p->extent[2] - 1) / step, x = w * step + p->first[2] + residue;
-        int64_t low = 0, high = 0;
-        if (inside && x < l->in_size[2]) {
-            low = min64(x < 0 ? ceil_div(-x, step) : 0, count);
-            high = max64(min64((l->in_size[2] - 1 - x) / step + 1, count), low);
-        }
-        const real *from = in + x * l->in_stride[4];
-        for (int64_t i = 0; i < low; i++) to[i] = 0;
-        if (stride == 1)
-            memcpy(to + low, from + low, (size_t)(high - low) * sizeof(real));
-        else
-            for (int64_t i = low; i < high; i++) to[i] = from[i * stride];
-        for (int64_t i = high; i < count; i++) to[i] = 0;
-    }
-}
-
-/* One image and channel, whose weights are w[tap * vl]. */
-static void run_pixels(const fc_channelwise *p, const real *in, const real *w, const real *bias, real *out,
-                       char *workspace) {
+/* A few channels of one image, a band of their rows and a segment of their columns, each channel by way of a padded copy. */
+static void run_pixels(const fc_channelwise *p, const real *in, const real *packed, const real *bias, real *out,
+                       char *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
-    real *rows = take(&workspace, p->slots * p->row * (int64_t)sizeof(real));
-    int64_t *held = take(&workspace, p->slots * (int64_t)sizeof(int64_t)); /* the input row in each slot */
-    const real **taps = take(&workspace, l->taps * (int64_t)sizeof(real *));
-    fc_depthwise_row g = {.taps = taps, .n_taps = l->taps, .w = w, .w_step = k->vl, .bias = bias, .relu = p->relu};
-    g.out_step = l->out_stride[4];
-    for (int64_t first = 0; first < l->out_size[2]; first += SEGMENT)
+    const int64_t *is = l->in_stride, *os = l->out_stride;
+    const int64_t from = task % p->segments * p->columns, to = min64(from + p->columns, l->out_size[2]);
+    const int64_t h = task / p->segments % p->bands * p->band, h_end = min64(h + p->band, l->out_size[1]);
+    const int64_t c_from = task / p->segments / p->bands * p->channels;
+
+    /* The rows and columns that are copied, counted from the first tap of the first output. */
+    const int64_t lowest[2] = {h * l->step[1] + p->first[1], from * l->step[2] + p->first[2]};
+    const int64_t row_at = max64(lowest[0], 0), column_at = max64(lowest[1], 0);
+    const int64_t rows = min64((h_end - 1) * l->step[1] + p->first[1] + p->extent[1], l->in_size[1]) - row_at;
+    const int64_t columns = min64((to - 1) * l->step[2] + p->first[2] + p->extent[2], l->in_size[2]) - column_at;
+    fc_pad copy = {.row_stride = is[3],
+                   .x_stride = is[4],
+                   .rows = columns > 0 ? rows : 0,
+                   .width = columns,
+                   .to_row = p->row,
+                   .lead = column_at - lowest[1],
+                   .step = l->step[2],
+                   .deal = p->deal};
+    /* in one piece, data begins where vectors do */
+    const int64_t shift = l->step[2] == 1 ? (k->vl - copy.lead % k->vl) % k->vl : 0;
+
+    real *planes = take(&workspace, (p->together * p->slots + p->pads_depth + 1) * p->slice * (int64_t)sizeof(real));
+    const real **slices = take(&workspace, p->count[0] * (int64_t)sizeof(real *));
+    int64_t *held = take(&workspace, p->together * p->slots * (int64_t)sizeof(int64_t)); /* the slice in each slot */
+    int64_t *offsets = take(&workspace, p->count[2] * (int64_t)sizeof(int64_t));
+    /* The padding, which copies leave alone; a slice of nothing else is the last one. */
+    memset(planes, 0, (size_t)((p->together * p->slots + p->pads_depth) * p->slice) * sizeof(real));
+    real *padding = planes + p->together * p->slots * p->slice + shift;
+    for (int64_t t = 0; t < p->count[2]; t++) {
+        const int64_t a = t * p->spacing[2];
+        offsets[t] = a % l->step[2] * p->deal + a / l->step[2];
+    }
+    /* With step 1, every spacing-th row is a convolution without gaps. */
+    const int64_t gaps = l->step[1] == 1 && p->count[1] > 1 ? p->spacing[1] : 1;
+    fc_depthwise_plane g = {.slices = slices,
+                            .n_slices = p->count[0],
+                            .height = p->count[1],
+                            .width = p->count[2],
+                            .tap_row = p->spacing[1] * p->row,
+                            .next_row = gaps * l->step[1] * p->row,
+                            .columns = offsets,
+                            .pixels = to - from,
+                            .out_row = gaps * os[3],
+                            .out_step = os[4],
+                            .dense = gaps == 1 && os[4] == 1 && os[3] == to - from,
+                            .w_step = k->vl,
+                            .relu = p->relu};
+    const int64_t c_end = min64(c_from + p->channels, l->groups);
+    const int in_place = p->in_place && to - from >= k->vl && lowest[0] == row_at && lowest[1] == column_at &&
+                         rows == (h_end - h - 1) * l->step[1] + p->extent[1] && columns == to - from - 1 + p->extent[2];
+    if (in_place) g.tap_row = p->spacing[1] * is[3], g.next_row = gaps * l->step[1] * is[3];
+    for (int64_t c = c_from; c < c_end; c += p->together) {
+        const int64_t together = min64(p->together, c_end - c);
+        for (int64_t i = 0; i < together * p->slots; i++) held[i] = -1;
         for (int64_t d = 0; d < l->out_size[0]; d++) {
-            for (int64_t i = 0; i < p->slots; i++) held[i] = INT64_MAX;
-            for (int64_t h = 0; h < l->out_size[1]; h++) {
-                g.pixels = min64(SEGMENT, l->out_size[2] - first);
-                const real **tap = taps;
-                for (int64_t i = 0; i < p->count[0] * p->count[1]; i++) {
-                    const int64_t plane = i / p->count[1] * p->spacing[0];
-                    const int64_t from_first = h * l->step[1] + i % p->count[1] * p->spacing[1];
-                    const int64_t z = d * l->step[0] + p->first[0] + plane, y = p->first[1] + from_first;
-                    const int64_t slot = plane * p->extent[1] + from_first % p->extent[1];
-                    real *row = rows + slot * p->row;
-                    if (held[slot] != y) {
-                        held[slot] = y;
-                        const int inside = z >= 0 && z < l->in_size[0] && y >= 0 && y < l->in_size[1];
-                        deal_row(p, in + z * l->in_stride[2] + y * l->in_stride[3], inside, first, g.pixels, row);
-                    }
-                    for (int64_t t = 0; t < p->count[2]; t++) {
-                        const int64_t a = t * p->spacing[2];
-                        *tap++ = row + a % l->step[2] * p->deal + a / l->step[2];
-                    }
+            /* Vectors that are loaded should not be made of several stores that are still on their way: all copies first. */
+            for (int64_t n = 0; n < together && !in_place; n++)
+                for (int64_t i = 0; i < p->count[0]; i++) {
+                    const int64_t z = d * l->step[0] + p->first[0] + i * p->spacing[0];
+                    const int64_t slot = n * p->slots + (p->slots > 1 ? z % p->slots : 0);
+                    if (z < 0 || z >= l->in_size[0] || held[slot] == z) continue;
+                    held[slot] = z;
+                    copy.from = in + (c + n) * is[1] + z * is[2] + row_at * is[3] + column_at * is[4];
+                    copy.to = planes + slot * p->slice + shift + (row_at - lowest[0]) * p->row;
+                    /* up to the last element of the image, if that lies behind */
+                    copy.readable = is[1] < 0 || is[2] < 0 || is[3] < 0
+                                        ? 0
+                                        : (l->groups - 1 - c - n) * is[1] + (l->in_size[0] - 1 - z) * is[2] +
+                                              (l->in_size[1] - 1 - row_at) * is[3] + l->in_size[2] - column_at;
+                    k->pad_rows(&copy);
                 }
-                g.out = out + d * l->out_stride[2] + h * l->out_stride[3] + first * l->out_stride[4];
-                k->depthwise_row(&g);
+            for (int64_t n = 0; n < together; n++) {
+                const int64_t block = (c + n) / p->block_groups, group = block * p->block_groups;
+                /* the last block begins where it is as long as the others */
+                g.w = packed + block * k->vl * l->taps + c + n - min64(group, l->groups - p->block_groups);
+                g.bias = bias ? bias + c + n : NULL;
+                for (int64_t residue = 0; residue < min64(gaps, h_end - h); residue++) {
+                    for (int64_t i = 0; i < p->count[0]; i++) {
+                        const int64_t z = d * l->step[0] + p->first[0] + i * p->spacing[0];
+                        const int64_t slot = n * p->slots + (p->slots > 1 ? z % p->slots : 0);
+                        if (in_place)
+                            slices[i] = in + (c + n) * is[1] + z * is[2] + (row_at + residue) * is[3] + column_at;
+                        else if (z >= 0 && z < l->in_size[0])
+                            slices[i] = planes + slot * p->slice + shift + residue * p->row;
+                        else
+                            slices[i] = padding;
+                    }
+                    g.rows = ceil_div(h_end - h - residue, gaps);
+                    g.out = out + (c + n) * os[1] + d * os[2] + (h + residue) * os[3] + from * os[4];
+                    k->depthwise_plane(&g);
+                }
             }
         }
+    }
 }
 
 int FC_NAME(fc_channelwise_run)(const fc_channelwise *p, const void *in_, const void *packed_, const void *bias_,
@@ -326,17 +390,9 @@ int FC_NAME(fc_channelwise_run)(const fc_channelwise *p, const void *in_, const 
     const real *bias = bias_, *packed = packed_;
     real *out = (real *)out_ + l->out_offset + image * l->out_stride[0];
     task %= per_image;
-    if (p->form != FC_BY_PIXELS) {
+    if (p->form == FC_BY_PIXELS)
+        run_pixels(p, in, packed, bias, out, workspace, task);
+    else
         run_lanes(p, in, packed, bias, out, workspace, task);
-        return 1;
-    }
-    const int64_t vl = ((const fc_kernels *)l->kernels)->vl;
-    for (int64_t c = task * p->band; c < min64((task + 1) * p->band, l->groups); c++) {
-        /* the last block begins where it is as long as the others */
-        const int64_t block = c / p->block_groups;
-        const int64_t group = min64(block * p->block_groups, l->groups - p->block_groups);
-        run_pixels(p, in + c * l->in_stride[1], packed + block * vl * l->taps + c - group, bias ? bias + c : NULL,
-                   out + c * l->out_stride[1], workspace);
-    }
     return 1;
 }

@@ -1,7 +1,7 @@
-/* Convolution of groups of few channels: lanes are channels of several groups (NHWC), or pixels (NCHW).
+/* Convolution of groups of few channels that are contiguous (NHWC): lanes are channels of several groups.
  *
- * A tile is ROWS x COLS pixels times one vector of channels.  Each input vector is loaded once for all taps and outputs that
- * meet it; with 3 x 3 taps and 2 x 4 pixels, 24 loads of inputs serve 72 multiply-adds:
+ * A tile is ROWS x `cols` pixels times one vector of channels.  Each input vector is loaded once for the outputs of both rows
+ * that meet it under one tap, or, with the usual kernel width, under all of its taps; with 3 x 3 taps:
  *
  *      input        . . . . . .      first line: taps of row 0 for the upper outputs
  *                   . . . . . .      row 1 for the upper, row 0 for the lower
@@ -12,7 +12,13 @@
 #include "kernels.h"
 #include "simd.h"
 
-enum { ROWS = 2, COLS = 4 };
+/* Columns of a tile: sums of two rows, weights of both and an input fit the registers.  COLS, the most, is for rows that it
+ * divides, or whose inputs are far apart; PICKED for groups of several channels. */
+#if FC_VBYTES == 64
+enum { ROWS = 2, COLS = 7, USUAL = 4, PICKED = 4, WEIGHTS_FIT = 1 };
+#else
+enum { ROWS = 2, COLS = 5, USUAL = 5, PICKED = 4, WEIGHTS_FIT = 0 };
+#endif
 
 /* v[at[0]], v[at[1]], ... */
 FC_INLINE vec FC_NAME(pick)(vec v, mask at) {
@@ -41,9 +47,9 @@ FC_INLINE vec FC_NAME(input_at)(const int anywhere, const fc_depthwise *g, const
     return vload(from);
 }
 
-/* Adds one line of inputs to the outputs of rows [row, row_end), under the taps at w[row].  width 0: any number of taps at
- * any spacing. */
-FC_INLINE void FC_NAME(depthwise_line)(const int width, const int step, const int anywhere, const int picked,
+/* Adds one line of inputs to the outputs of rows [row, row_end), whose taps of that line are at upper and lower.
+ * width 0: any number of taps at any spacing. */
+FC_INLINE void FC_NAME(depthwise_line)(const int width, const int cols, const int anywhere, const int picked,
                                        const int row, const int row_end, const fc_depthwise *g, const fc_line *line,
                                        int64_t column, const FC_NAME(lanes) * b, const real *upper, const real *lower,
                                        vec acc[ROWS][COLS]) {
@@ -51,87 +57,91 @@ FC_INLINE void FC_NAME(depthwise_line)(const int width, const int step, const in
     const real *w[ROWS] = {upper, lower};
     for (int64_t c = 0; c < (picked ? g->group : 1); c++) {
         const mask lanes = picked ? b->pick + (lane)c : b->pick;
-        if (width) {
+        if (width && (WEIGHTS_FIT || picked)) {
             vec weights[ROWS][7];
     FC_UNROLL for (int r = row; r < row_end; r++)
                 FC_UNROLL for (int t = 0; t < width; t++) weights[r][t] = vload(w[r] + t * VL);
-            FC_UNROLL for (int j = 0; j < (COLS - 1) * step + width; j++) {
+            FC_UNROLL for (int j = 0; j < cols - 1 + width; j++) {
                 vec x = FC_NAME(input_at)(anywhere, g, line, at, j, column);
-                if (picked) x = FC_NAME(pick)(x, lanes);
+                if (picked)
+                    x = FC_NAME(pick)(x, lanes);
+                else
+                    FC_KEEP(x);
                 FC_UNROLL for (int r = row; r < row_end; r++)
-                    FC_UNROLL for (int t = 0; t < width; t++) {
-                        const int i = (j - t) / step;
-                        if (j >= t && (j - t) % step == 0 && i < COLS) acc[r][i] += x * weights[r][t];
-                    }
+                    FC_UNROLL for (int t = 0; t < width; t++)
+                        if (j >= t && j - t < cols) acc[r][j - t] += x * weights[r][t];
+            }
+        } else if (width) {
+            FC_UNROLL for (int t = 0; t < width; t++) {
+                vec weights[ROWS];
+                FC_UNROLL for (int r = row; r < row_end; r++) weights[r] = vload(w[r] + t * VL);
+                FC_UNROLL for (int i = 0; i < cols; i++) {
+                    vec x = FC_NAME(input_at)(anywhere, g, line, at, i + t, column);
+                    FC_KEEP(x);
+                    FC_UNROLL for (int r = row; r < row_end; r++) acc[r][i] += x * weights[r];
+                }
             }
         } else
-            for (int64_t t = 0; t < g->width; t++)
-                FC_UNROLL for (int i = 0; i < COLS; i++) {
+            for (int64_t t = 0; t < g->width; t++) {
+                vec weights[ROWS];
+                FC_UNROLL for (int r = row; r < row_end; r++) weights[r] = vload(w[r] + t * VL);
+                FC_UNROLL for (int i = 0; i < cols; i++) {
                     vec x = FC_NAME(input_at)(anywhere, g, line, at, i * g->step + t * g->spacing, column);
                     if (picked) x = FC_NAME(pick)(x, lanes);
-                    FC_UNROLL for (int r = row; r < row_end; r++) acc[r][i] += x * vload(w[r] + t * VL);
+                    if (row + 1 < row_end) FC_KEEP(x);
+                    FC_UNROLL for (int r = row; r < row_end; r++) acc[r][i] += x * weights[r];
                 }
+            }
         FC_UNROLL for (int r = row; r < row_end; r++) w[r] += g->width * VL;
     }
 }
 
-/* COLS outputs of one or two rows, from output u on; `anywhere` is for tiles that touch the padding or have fewer. */
-FC_INLINE void FC_NAME(depthwise_tile)(const int width, const int step, const int anywhere, const int picked,
+/* cols outputs of one or two rows, from output u on; `anywhere` is for tiles that touch the padding or have fewer. */
+FC_INLINE void FC_NAME(depthwise_tile)(const int width, const int cols, const int anywhere, const int picked,
                                        const fc_depthwise *g, int64_t u, const FC_NAME(lanes) * b) {
     const int64_t w_row = g->width * (picked ? g->group : 1) * VL;
     const int64_t column = u * g->step + g->first;
     vec acc[ROWS][COLS];
-    FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < COLS; i++) acc[r][i] = (vec){0};
+    FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < cols; i++) acc[r][i] = (vec){0};
     const fc_line *line = g->lines;
     const real *w = b->w;
-#define FC_LINE(row, row_end) \
-    FC_NAME(depthwise_line)(width, step, anywhere, picked, row, row_end, g, line++, column, b, w, w - w_row, acc)
-    for (int64_t slice = 0; slice < g->slices; slice++)
-        for (int64_t i = 0; i < g->height + g->second; i++) {
-            if (i == g->height)
-                FC_LINE(1, 2);
-            else if (i > 0 && g->second)
-                FC_LINE(0, 2);
-            else
-                FC_LINE(0, 1);
-            if (i < g->height) w += w_row;
-        }
+    const int64_t below = g->second ? g->below : g->height; /* line of the first tap of the lower outputs */
+#define FC_LINE(row, row_end)                                                                                     \
+    FC_NAME(depthwise_line)                                                                                       \
+    (width, cols, anywhere, picked, row, row_end, g, line++, column, b, w + i * w_row, w + (i - below) * w_row, acc)
+    for (int64_t slice = 0; slice < g->slices; slice++, w += g->height * w_row) {
+        int64_t i = 0;
+        for (; i < below; i++) FC_LINE(0, 1);
+        for (; i < g->height; i++) FC_LINE(0, 2);
+        for (; g->second && i < g->height + below; i++) FC_LINE(1, 2);
+    }
 #undef FC_LINE
-    const int64_t lanes = anywhere ? g->out_lanes : VL, count = anywhere ? lesser(g->to - u, COLS) : COLS;
+    const int64_t lanes = anywhere ? g->out_lanes : VL, count = anywhere ? lesser(g->to - u, cols) : cols;
     if (g->bias) {
         const vec bias = load_lanes(g->bias + b->out, 1, lanes);
-        FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < COLS; i++) acc[r][i] += bias;
+        FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < cols; i++) acc[r][i] += bias;
     }
     if (g->relu)
-        FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < COLS; i++) acc[r][i] = vrelu(acc[r][i]);
+        FC_UNROLL for (int r = 0; r < ROWS; r++) FC_UNROLL for (int i = 0; i < cols; i++) acc[r][i] = vrelu(acc[r][i]);
     FC_UNROLL for (int r = 0; r < ROWS; r++) {
         real *to = g->out[r] + u * g->out_step + b->out;
         if (r == 0 || g->second)
-            FC_UNROLL for (int i = 0; i < COLS; i++) if (i < count)
+            FC_UNROLL for (int i = 0; i < cols; i++) if (i < count)
                 store_few(to + i * g->out_step, 1, lanes, acc[r][i]);
     }
 }
 
-/* Tiles at edges of any width, out of line: once for all strips. */
-static __attribute__((noinline)) void FC_NAME(edge_tile)(const fc_depthwise *g, int64_t u, const FC_NAME(lanes) * b) {
-    FC_NAME(depthwise_tile)(0, 0, 1, 0, g, u, b);
-}
-static __attribute__((noinline)) void FC_NAME(picked_edge_tile)(const fc_depthwise *g, int64_t u,
-                                                                const FC_NAME(lanes) * b) {
-    FC_NAME(depthwise_tile)(0, 0, 1, 1, g, u, b);
-}
-
-FC_INLINE void FC_NAME(depthwise_strip)(const int width, const int edge_width, const int step, const int picked,
+FC_INLINE void FC_NAME(depthwise_strip)(const int width, const int edge_width, const int cols, const int picked,
                                         const fc_depthwise *strip) {
     const fc_depthwise copy = *strip, *g = &copy; /* which no store can change */
     FC_NAME(lanes) b = {.pick = {0}};
     mask pick = {0};
     if (picked) memcpy(&pick, g->pick, sizeof pick);
-    for (int64_t next = g->from; next < g->to; next += COLS) {
-        const int64_t u = next + COLS > g->to && g->to - COLS >= g->from ? g->to - COLS : next;
+    for (int64_t next = g->from; next < g->to; next += cols) {
+        const int64_t u = next + cols > g->to && g->to - cols >= g->from ? g->to - cols : next;
         const int64_t column = u * g->step + g->first;
-        const int inside = column >= 0 && u + COLS <= g->to &&
-                           column + (COLS - 1) * g->step + (g->width - 1) * g->spacing < g->columns;
+        const int inside = column >= 0 && u + cols <= g->to &&
+                           column + (cols - 1) * g->step + (g->width - 1) * g->spacing < g->columns;
         b.w = g->w;
         for (int64_t i = g->block; i < g->block_end; i++, b.w += g->slices * g->height * g->group * g->width * VL) {
             const int64_t group = lesser(i * g->block_groups, g->groups - g->block_groups);
@@ -145,15 +155,17 @@ FC_INLINE void FC_NAME(depthwise_strip)(const int width, const int edge_width, c
             }
             /* What a short block writes beyond its lanes, later ones write again. */
             if (inside && b.out + VL <= g->out_channels)
-                FC_NAME(depthwise_tile)(width, step, 0, picked, g, u, &b);
-            else if (edge_width)
-                FC_NAME(depthwise_tile)(edge_width, step, 1, picked, g, u, &b);
-            else if (picked)
-                FC_NAME(picked_edge_tile)(strip, u, &b);
+                FC_NAME(depthwise_tile)(width, cols, 0, picked, g, u, &b);
             else
-                FC_NAME(edge_tile)(strip, u, &b);
+                FC_NAME(depthwise_tile)(edge_width, cols, 1, picked, g, u, &b);
         }
     }
+}
+
+/* Whether a short row is cut into fewer columns by tiles of COLS. */
+FC_INLINE int FC_NAME(divides_better)(int64_t n) {
+    const int64_t usual = USUAL;
+    return n <= 2 * COLS && (n + COLS - 1) / COLS * COLS < (n + usual - 1) / usual * usual;
 }
 
 /* The usual widths are unrolled, which takes long to compile: for one scalar type, and at edges for the width whose maps
@@ -161,45 +173,17 @@ FC_INLINE void FC_NAME(depthwise_strip)(const int width, const int edge_width, c
 static void depthwise_channels(const fc_depthwise *g) {
     const int64_t width = sizeof(real) == sizeof(float) && g->step == 1 ? g->width : 0;
     if (g->pick && width == 3)
-        FC_NAME(depthwise_strip)(3, 0, 1, 1, g);
+        FC_NAME(depthwise_strip)(3, 0, PICKED, 1, g);
     else if (g->pick)
-        FC_NAME(depthwise_strip)(0, 0, 0, 1, g);
+        FC_NAME(depthwise_strip)(0, 0, PICKED, 1, g);
+    else if (width == 3 && FC_NAME(divides_better)(g->to - g->from))
+        FC_NAME(depthwise_strip)(3, 3, COLS, 0, g);
     else if (width == 3)
-        FC_NAME(depthwise_strip)(3, 3, 1, 0, g);
+        FC_NAME(depthwise_strip)(3, 3, USUAL, 0, g);
     else if (width == 5)
-        FC_NAME(depthwise_strip)(5, 0, 1, 0, g);
+        FC_NAME(depthwise_strip)(5, 0, USUAL, 0, g);
     else if (width == 7)
-        FC_NAME(depthwise_strip)(7, 0, 1, 0, g);
+        FC_NAME(depthwise_strip)(7, 0, USUAL, 0, g);
     else
-        FC_NAME(depthwise_strip)(0, 0, 0, 0, g);
-}
-
-/* m vectors of pixels from pixel i on; the last one may reach past the row. */
-FC_INLINE void FC_NAME(depthwise_run)(const int m, const fc_depthwise_row *g, int64_t i) {
-    vec acc[4];
-    FC_UNROLL for (int j = 0; j < m; j++) acc[j] = (vec){0};
-    for (int64_t t = 0; t < g->n_taps; t++) {
-        const real w = g->w[t * g->w_step], *x = g->taps[t] + i;
-        FC_UNROLL for (int j = 0; j < m; j++) acc[j] += w * vload(x + j * VL);
-    }
-    FC_UNROLL for (int j = 0; j < m; j++) {
-        if (g->bias) acc[j] += *g->bias;
-        if (g->relu) acc[j] = vrelu(acc[j]);
-        const int64_t left = g->pixels - i - j * VL;
-        if (left > 0) store_lanes(g->out + (i + j * VL) * g->out_step, g->out_step, lesser(left, VL), acc[j]);
-    }
-}
-
-static void depthwise_row(const fc_depthwise_row *g) {
-    int64_t i = 0;
-    for (; i + 4 * VL <= g->pixels; i += 4 * VL) FC_NAME(depthwise_run)(4, g, i);
-    const int64_t vectors = (g->pixels - i + VL - 1) / VL;
-    if (vectors == 4)
-        FC_NAME(depthwise_run)(4, g, i);
-    else if (vectors == 3)
-        FC_NAME(depthwise_run)(3, g, i);
-    else if (vectors == 2)
-        FC_NAME(depthwise_run)(2, g, i);
-    else if (vectors == 1)
-        FC_NAME(depthwise_run)(1, g, i);
+        FC_NAME(depthwise_strip)(0, 0, COLS, 0, g);
 }

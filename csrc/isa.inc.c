@@ -1,5 +1,6 @@
 /* Every kernel of one ISA and one scalar type, and the table of them: the only symbol that the object exports. */
 #include "depthwise.inc.c"
+#include "depthwise_plane.inc.c"
 #include "elementwise.inc.c"
 #include "gather.inc.c"
 #include "gemm.inc.c"

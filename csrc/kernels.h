@@ -149,10 +149,11 @@ typedef struct {
 } FC_NAME(fc_line);
 #define fc_line FC_NAME(fc_line)
 
-/* Convolution in groups of few channels, which are contiguous and at least vl in all: outputs [from, to) of one row, or of two (`second`), for a
- * range of blocks.  A block is block_groups groups, at most vl channels; the last one begins where it is as long as the
- * others.  Taps are slices x height x width; tap t of output u is in column u * step + first + t * spacing, a zero beyond
- * the columns.  lines: for each slice, the height (+ 1 with `second`) input rows.
+/* Convolution in groups of few channels, which are contiguous and at least vl in all: outputs [from, to) of one row, or of
+ * two (`second`), for a range of blocks.  A block is block_groups groups, at most vl channels; the last one begins where it
+ * is as long as the others.  Taps are slices x height x width; tap t of output u is in column u * step + first + t * spacing,
+ * a zero beyond the columns.  lines: for each slice, the input rows: height, and with `second` as many more as the first tap
+ * of the lower outputs is `below` that of the upper ones (at most height).
  * w[block][slice][height][channel of the group][width][vl], from the first block on. */
 typedef struct {
     const fc_line *lines;
@@ -162,6 +163,7 @@ typedef struct {
     int64_t from, to, out_step;
     real *out[2]; /* output 0 of each row */
     int second;
+    int64_t below;
     int64_t groups, group, group_out; /* groups, input and output channels of each */
     int64_t in_channels, out_channels, out_lanes;
     int64_t block, block_end, block_groups;
@@ -171,16 +173,34 @@ typedef struct {
 } FC_NAME(fc_depthwise);
 #define fc_depthwise FC_NAME(fc_depthwise)
 
-/* A row of pixels of one channel by itself.  taps[t] points to the inputs under tap t, which are contiguous and can be
- * read up to 4 * vl elements past the end; weights are at w[t * w_step]. */
+/* Rows of outputs of one channel by itself, from a padded copy of its input.  slices[i]: input of output (0, 0) under the first
+ * tap of slice i; output (h, u) under tap (j, t) is at h * next_row + j * tap_row + u + columns[t] from there, and vl
+ * elements past the end of a row can be read.  Weights are at w[tap * w_step].  dense: rows follow each other, and nothing but
+ * the later ones lies behind each. */
 typedef struct {
-    const real *const *taps;
-    int64_t n_taps, pixels, out_step, w_step;
-    const real *w, *bias;
+    const real *const *slices;
+    int64_t n_slices, height, width;
+    int64_t tap_row, next_row;
+    const int64_t *columns;
+    int64_t rows, pixels;
     real *out;
+    int64_t out_row, out_step;
+    int dense;
+    const real *w, *bias;
+    int64_t w_step;
     int relu;
-} FC_NAME(fc_depthwise_row);
-#define fc_depthwise_row FC_NAME(fc_depthwise_row)
+} FC_NAME(fc_depthwise_plane);
+#define fc_depthwise_plane FC_NAME(fc_depthwise_plane)
+
+/* Rows of the input, copied between paddings: column x to to[(lead + x) % step * deal + (lead + x) / step], and zeros behind
+ * the last one, up to whole vectors.  The `readable` elements from `from` on are part of the array. */
+typedef struct {
+    const real *from;
+    int64_t row_stride, x_stride, rows, width, readable;
+    real *to;
+    int64_t to_row, lead, step, deal;
+} FC_NAME(fc_pad);
+#define fc_pad FC_NAME(fc_pad)
 
 /* Normalisation over [pixel][channel] and its gradient, for each channel:
  *

@@ -26,6 +26,17 @@ typedef lane mask __attribute__((vector_size(FC_VBYTES)));
 #define FC_UNROLL _Pragma("GCC unroll 64")
 #endif
 
+/* Keeps v in a register: GCC would rather load it again for each use, as an operand from memory. */
+#if defined(FC_EMULATE) || !(defined(__x86_64__) || defined(__aarch64__))
+#define FC_KEEP(v) (void)0
+#elif defined(__aarch64__)
+#define FC_KEEP(v) __asm__("" : "+w"(v))
+#elif defined(__AVX512F__)
+#define FC_KEEP(v) __asm__("" : "+v"(v))
+#else
+#define FC_KEEP(v) __asm__("" : "+x"(v))
+#endif
+
 /* Unaligned, and free to alias anything. */
 FC_INLINE vec vload(const real *p) {
     vec v;

@@ -166,6 +166,20 @@ def winograd_shapes():
     return rows
 
 
+cdef extern from *:
+    """
+    #define fc_fetch_and_add(p) __atomic_fetch_add(p, 1, __ATOMIC_RELAXED)
+    """
+    int64_t fc_fetch_and_add(int64_t *p) nogil
+
+
+cdef struct Share:
+    # Neighbouring tasks that one thread begins with, before it helps the others: what it reads and writes is then the
+    # same in every call, and often still in its own cache.  As long as a cache line.
+    int64_t next, refused
+    int64_t unused[6]
+
+
 cdef class ConvPlan:
     """Parts that write disjoint pieces of one output: forward pass, data gradient or transposed convolution.
 
@@ -240,6 +254,20 @@ cdef class ConvPlan:
             self.pack_all(from_, packed.buffer.data, threads)
         return packed
 
+    cdef void run_shares(self, const char *x, const char *packed, const char *bias, char *out, char *workspace,
+                         Share *shares, int threads, int thread) noexcept nogil:
+        cdef uint64_t state = fc_flush_denormals()
+        cdef int64_t task, end
+        cdef int i, whose
+        for i in range(threads):
+            whose = (thread + i) % threads
+            end = self.tasks * (whose + 1) // threads
+            task = fc_fetch_and_add(&shares[whose].next)
+            while task < end:
+                shares[thread].refused += not self.run_task(x, packed, bias, out, workspace, task)
+                task = fc_fetch_and_add(&shares[whose].next)
+        fc_restore_denormals(state)
+
     def run(self, x, w, bias, out, int threads):
         """out = conv(x, w) + bias; `w` is the weight or what `pack` made of it.
 
@@ -256,6 +284,7 @@ cdef class ConvPlan:
         cdef size_t size = (self.workspace + 4095) & ~<size_t>4095
         cdef uint64_t state = 0
         cdef int64_t task, refused = 0
+        cdef Share *shares
         if type(w) is Packed:
             if (<Packed>w).layout != self.layout:
                 raise ValueError("packed weights belong to another plan")
@@ -265,7 +294,7 @@ cdef class ConvPlan:
             own = take(self.packed_bytes)
             packed = own.data
         threads = max(1, min(<int64_t>threads, self.tasks))
-        workspaces = take(size * threads)
+        workspaces = take((size + sizeof(Share)) * threads)
         workspace = workspaces.data
         with nogil:
             if w_ != NULL:
@@ -276,11 +305,13 @@ cdef class ConvPlan:
                     refused += not self.run_task(x_, packed, bias_, out_, workspace, task)
                 fc_restore_denormals(state)
             else:
+                shares = <Share *>(workspace + size * threads)
+                for task in range(threads):
+                    shares[task].next, shares[task].refused = self.tasks * task // threads, 0
                 with parallel(num_threads=threads):
-                    state = fc_flush_denormals()
-                    for task in prange(self.tasks, schedule="dynamic"):
-                        refused += not self.run_task(x_, packed, bias_, out_, workspace + threadid() * size, task)
-                    fc_restore_denormals(state)
+                    self.run_shares(x_, packed, bias_, out_, workspace + threadid() * size, shares, threads, threadid())
+                for task in range(threads):
+                    refused += shares[task].refused
         give(workspaces)
         if own is not None:
             give(own)
