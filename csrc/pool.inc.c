@@ -38,7 +38,7 @@ FC_INLINE void store_indices(int64_t *p, int64_t step, int64_t lanes, long_mask 
 
 /* p[0], p[step], ... */
 FC_INLINE mask load_positions(const lane *p, int64_t step) {
-    mask m;
+    mask m = {0};
     if (step == 1)
         memcpy(&m, p, sizeof m);
     else
@@ -51,7 +51,7 @@ FC_INLINE vec load_run(const real *p, int64_t step, int64_t lanes, const int buf
     if (buffered && step == 1) return vload(p);
 #ifndef __clang__ /* has no shuffle by a computed mask */
     if (buffered && step == 2) {
-        mask even;
+        mask even = {0};
     FC_UNROLL for (int i = 0; i < VL; i++) even[i] = 2 * i;
         return __builtin_shuffle(vload(p), vload(p + VL), even);
     }
@@ -91,7 +91,7 @@ FC_INLINE real slope(real dy, real y, real divisor, real p) {
 
 /* The larger, or NaN. */
 FC_INLINE vec vmax(vec a, vec b) {
-    vec larger;
+    vec larger = a;
     for (int i = 0; i < VL; i++) larger[i] = a[i] > b[i] ? a[i] : b[i]; /* one instruction, which keeps a NaN in b */
     return vblend(larger, a, (mask)(a != a));
 }

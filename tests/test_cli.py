@@ -140,7 +140,7 @@ def test_divergence_is_one_line(capsys, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_then_resume_ends_in_the_same_bits(tmp_path):
     data = write_digits(tmp_path / "digits.npz")
-    epochs = 15
+    epochs = 60  # many: the signal must come before the last of them
     arguments = [
         sys.executable, "-m", "fastconv", "train", "--model", "lenet5", "--data", str(data),
         "--epochs", str(epochs), "--batch-size", "16", "--threads", "1",

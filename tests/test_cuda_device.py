@@ -95,7 +95,8 @@ needs_cupy = pytest.mark.skipif(not HAS_CUPY, reason="no CuPy")
 
 @pytest.mark.parametrize("blocked", [True, pytest.param(False, marks=needs_cupy)])
 def test_without_a_gpu_the_rest_works_and_the_error_says_what_to_install(blocked):
-    program = [sys.executable, "-W", "ignore", "-c", NO_GPU.format(blocked=blocked)]
+    # -P: the fastconv that is tested, not the folder that tests are started in
+    program = [sys.executable, "-P", "-W", "ignore", "-c", NO_GPU.format(blocked=blocked)]
     one, error = subprocess.run(program, capture_output=True, text=True, check=True).stdout.splitlines()
     assert one == "9.0"
     if blocked or "finds no GPU" in error:

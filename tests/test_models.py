@@ -245,7 +245,8 @@ def compare(ours, theirs, shape, *, channels_last=False, single=None):
 
     `single` is the network in float32. Some of its ReLUs and maxima, those within rounding of a kink, fall on the other
     side: of 1e7 units about one in 1e6, each wrong by all that it is, which makes sqrt(1e-6) of the gradient's rms, and
-    ten times that where rounding errors have grown tenfold twice. Inference has no such jumps.
+    ten times that where rounding errors have grown tenfold twice. One such unit is all of a bias on a map of one pixel:
+    one of n elements, which makes sqrt(1 / n) of their rms. Inference has no such jumps.
     """
     theirs = randomise(theirs.double())
     state = {name: value.clone() for name, value in theirs.state_dict().items()}
@@ -272,7 +273,10 @@ def compare(ours, theirs, shape, *, channels_last=False, single=None):
     actual |= {name: buffer.value for name, buffer in ours.named_buffers() if buffer.dtype == np.float64}
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert_close(actual[name], value, length, magnitude=rms(moved[name] - value) / share)
+        # output channels differ in what the layers behind them make of an error
+        moves = ((moved[name] - value) / share) ** 2
+        moves = np.maximum(moves.mean(), moves.mean(axis=tuple(range(1, moves.ndim)), keepdims=True))
+        assert_close(actual[name], value, length, magnitude=np.sqrt(moves))
     if single is None:
         return
     no_dropout(single).load_state_dict(state)
@@ -285,7 +289,7 @@ def compare(ours, theirs, shape, *, channels_last=False, single=None):
     dx = backward(gradients if isinstance(y, tuple) else gradients[0])
     for name, value in [("input", dx), *((name, p.grad) for name, p in single.named_parameters())]:
         size = max(rms(expected[name]), rms(moved[name] - expected[name]) / share)
-        assert rms(value - expected[name]) < 1e-2 * size, name
+        assert rms(value - expected[name]) < (1e-2 + value.size**-0.5) * size, name
 
 
 # One of each kind; FASTCONV_LONG=1 adds the others, which take minutes and up to 10 GB.

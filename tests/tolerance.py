@@ -90,7 +90,7 @@ def assert_close(
     *,
     algorithm: str = "direct",
     dtype: object = None,
-    magnitude: float = 0.0,
+    magnitude: float | np.ndarray = 0.0,
     taps: int = 3,
 ) -> None:
     """Fail unless `actual` has the shape, the NaNs, the infinities and the values of `expected`.
@@ -104,22 +104,24 @@ def assert_close(
     magnitude
         The rms that the result is known to have where no padding takes part, if it is known: n
         products of standard normal values have sqrt(n). A result of few elements, or one that is
-        mostly padding, has a smaller rms by chance, but no smaller errors.
+        mostly padding, has a smaller rms by chance, but no smaller errors. An array, which is broadcast, if it
+        is not the same everywhere.
     """
     assert actual.shape == expected.shape, f"shape {actual.shape}, but {expected.shape} is right"
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(actual[~finite], expected[~finite])
-    scale = max(rms(expected), magnitude)
-    bound = scale * tolerance(
+    scale = np.broadcast_to(np.maximum(rms(expected), magnitude), expected.shape)
+    bound = scale[finite] * tolerance(
         dtype or actual.dtype, reduction_length, algorithm, ndim=actual.ndim - 2, taps=taps
     )
     error = np.abs(actual[finite].astype(np.float64) - expected[finite])
     # written so that NaN where a number is right fails
     if not np.all(error <= bound):
         wrong = ~(error <= bound)
-        worst = np.argwhere(finite)[np.argmax(np.where(np.isnan(error), np.inf, error))]
+        i = int(np.argmax(np.where(np.isnan(error), np.inf, error - bound)))
+        worst = tuple(map(int, np.argwhere(finite)[i]))
         raise AssertionError(
-            f"{np.count_nonzero(wrong)} of {expected.size} elements are off by over {bound:.3g} "
-            f"(rms {scale:.3g}, n {reduction_length}); the worst, at {tuple(map(int, worst))}, is "
-            f"{actual[tuple(worst)]!r}, but {expected[tuple(worst)]!r} is right"
+            f"{np.count_nonzero(wrong)} of {expected.size} elements are off by too much; the worst, at {worst}, is "
+            f"{actual[worst]!r}, but {expected[worst]!r} is right, and the bound {bound[i]:.3g} "
+            f"(rms {scale[worst]:.3g}, n {reduction_length})"
         )
