@@ -9,7 +9,7 @@
 
 /* Budgets: transformed input and products of a task, which stay in L2, and what they may take at least so that a
  * product has rows to reuse weights for; tiles of a task where that is too little; terms of one partial sum. */
-enum { BLOCK_BYTES = 416 * 1024, MOST_BYTES = 640 * 1024, FEW_ROWS = 12, MANY_TILES = 56, CHUNK = 512 };
+enum { BLOCK_BYTES = 416 * 1024, MOST_BYTES = 640 * 1024, FEW_ROWS = 12, MANY_TILES = 56, CHUNK = 256 };
 
 /* For the balance of tasks, in cycles of a core: for each point and channel vector of a transform; bytes of weights that
  * arrive in one. */
