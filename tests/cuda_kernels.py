@@ -24,6 +24,8 @@ def every() -> list[Kernel]:
                        (number, *tile.defines, ("DY_PIXELS_FAST", first), ("IN_PIXELS_FAST", second)))]
         if dtype in MMA_RUN:
             kernels += [Kernel("conv_mma.cu", "conv_mma", (number, ("BM", 128), ("BN", bn))) for bn in (64, 128)]
+            kernels += [Kernel("weight_grad_mma.cu", "weight_grad_mma", (number, ("BM", bm), ("BN", bn)))
+                        for bm, bn in itertools.product((64, 128), (64, 128))]
             kernels.append(Kernel("pack_weights.cu", "pack_weights", (number,)))
         kernels.append(Kernel("weight_grad_finish.cu", "weight_grad_finish", (number,)))
         kernels += [Kernel("conv_direct.cu", "conv_direct", (number, ("CHANNELS_FAST", fast))) for fast in (0, 1)]

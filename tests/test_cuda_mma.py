@@ -50,13 +50,14 @@ def test_mma(name, dtype, schedule):
     x, w, b, dy = exact(case)
     right = reference_of(case, x, w, b, dy)
     with emulated(SCHEDULES[schedule]) as provider:
-        for op in PASSES[:2]:
+        for op in PASSES:
             y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, dtype, "contiguous")),
                     device(b.astype(dtype)), channels_last(dy, dtype), "mma", None)
             n = case.reduction[op] if dtype == "float32" else 1
             assert_close(host(y), right[op], n, magnitude=case.reduction[op] ** 0.5)
     names = {launched.kernel.name for launched in provider.launched}
-    assert names == ({"conv_mma", "pack_weights"} if case.x[0] else set())
+    gradient = {"weight_grad_mma", "weight_grad_finish"}
+    assert names == ({"conv_mma", "pack_weights"} | gradient if case.x[0] else gradient)
 
 
 def test_tf32_rounds_to_eleven_bits():
@@ -88,8 +89,12 @@ def test_what_is_chosen():
             functional.conv(channels_last(x[:, :4], "float16"), device(w[:, :4].astype(np.float16)), algorithm="mma")
         with pytest.raises(ValueError, match="no float64"):
             functional.conv(channels_last(x, "float64"), device(w), algorithm="mma")
-        with pytest.raises(ValueError, match="no weight gradient"):
-            functional.conv_weight_grad(there, (16, 16, 3, 3), there, padding=1, algorithm="mma")
+        functional.conv_weight_grad(there, (16, 16, 3, 3), there, padding=1)
+        assert [k.kernel.name for k in provider.launched[-2:]] == ["weight_grad_mma", "weight_grad_finish"]
+        functional.conv_weight_grad(odd, (16, 16, 3, 3), there, padding=1)
+        assert provider.launched[-2].kernel.name == "weight_grad_simt"
+        with pytest.raises(ValueError, match="channels that lie side by side"):
+            functional.conv_weight_grad(there, (16, 16, 3, 3), device(x.astype(np.float16)), padding=1, algorithm="mma")
     with pytest.raises(TypeError, match="float32 or float64"):
         functional.conv(x.astype(np.float16), w.astype(np.float16))  # on the CPU
 

@@ -16,6 +16,22 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
 CEILING = 128
 
 
+# What a kernel on tensor cores must hold, by dtype.
+MMA = {"float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+       "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"}
+FRAGMENTS = {"conv_mma": "ldmatrix.sync.aligned.m8n8.x4.shared",
+             "weight_grad_mma": "ldmatrix.sync.aligned.m8n8.x4.trans"}
+
+
+def instructions(kernel):
+    """What the assembly of a kernel must hold."""
+    if kernel.name not in FRAGMENTS:
+        return ()
+    dtype = next(name for name, (code, _) in DTYPES.items() if code == dict(kernel.defines)["FC_DTYPE"])
+    fragments = () if dtype == "float32" else (FRAGMENTS[kernel.name],)
+    return "cp.async.cg.shared.global", MMA[dtype], *fragments
+
+
 def rows():
     """Each kernel for one architecture, drawn; with FASTCONV_LONG=1 for each."""
     for kernel in every():
@@ -28,12 +44,8 @@ def rows():
 def test_compiles_without_spills(kernel, architecture):
     compiled = compile_source(source_text(kernel.source), architecture, kernel.defines)
     usage = compiled.usage[kernel.name]
-    if kernel.name == "conv_mma":
-        halves = ("FC_DTYPE", DTYPES["float16"][0]) in kernel.defines
-        for instruction in ("cp.async.cg.shared.global", *(
-                ("ldmatrix.sync.aligned.m8n8.x4", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") if halves
-                else ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",))):
-            assert instruction in compiled.ptx
+    for instruction in instructions(kernel):
+        assert instruction in compiled.ptx
     assert usage.stack == 0
     assert usage.spilled == 0
     assert usage.registers <= CEILING

@@ -185,6 +185,7 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         name = "direct" if _narrow(problem) else "mma" if halves else "simt"
     if op == "conv_weight_grad":
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
+                         else _weight_grad_mma(problem, multiprocessors) if name == "mma"
                          else _weight_grad_simt(problem, tile, multiprocessors))
         return _weight_grad_plan(problem, name, first, splits)
     parts, covers = _parts(problem, op)
@@ -208,17 +209,16 @@ def _narrow(problem: ConvProblem) -> bool:
 
 def _mma_refuses(problem: ConvProblem, op: str) -> str | None:
     """Why tensor cores cannot run this, or None."""
-    if op == "conv_weight_grad":
-        return "it has no weight gradient"
     if problem.dtype not in MMA_RUN:
         return f"tensor cores have no {problem.dtype}"
     run = MMA_RUN[problem.dtype]
-    strides = problem.x_strides if op == "conv" else problem.y_strides
-    channels = (problem.in_channels if op == "conv" else problem.out_channels) // problem.groups
-    if strides[1] != 1:
-        return f"it reads channels that lie side by side (channels_last), and their stride is {strides[1]}"
-    if channels % run or any(s % run for s in (strides[0], *strides[2:])):
-        return f"it reads runs of {run} channels, and the channels of a group, {channels}, or strides are no multiples"
+    for strides, channels, reads in ((problem.x_strides, problem.in_channels, op != "conv_input_grad"),
+                                     (problem.y_strides, problem.out_channels, op != "conv")):
+        if reads and strides[1] != 1:
+            return f"it reads channels that lie side by side (channels_last), and their stride is {strides[1]}"
+        each = channels // problem.groups
+        if reads and (each % run or any(s % run for s in (strides[0], *strides[2:]))):
+            return f"it reads runs of {run} channels, and the channels of a group, {each}, or strides are no multiples"
     return None
 
 
@@ -291,6 +291,23 @@ def _weight_grad_simt(problem: ConvProblem, tile_name: str, multiprocessors: int
     grid = ceil_div(width, tile.bn), ceil_div(part.out_channels, tile.bm), part.groups * splits
     args = (s, _digits(tile.bk, breadth, height, part.out_size[0]), np.int32(splits), np.int64(chunk))
     return Launch(kernel, grid, (tile.threads,), args, _smem(tile, size, tile.bn * 24 + 2 * tile.bk * 32)), splits
+
+
+def _weight_grad_mma(problem: ConvProblem, multiprocessors: int) -> tuple[Launch, int]:
+    part = lattice.forward(problem)
+    run = MMA_RUN[problem.dtype]
+    step = 4 * run
+    width = part.in_channels * problem.taps
+    bm, bn = (64 if n <= 64 else 128 for n in (part.out_channels, width))
+    blocks = ceil_div(part.out_channels, bm) * ceil_div(width, bn) * part.groups
+    splits, chunk = tiles.split(part.batch * math.prod(part.out_size), step, blocks, part.groups, multiprocessors)
+    _, height, breadth = part.out_size
+    kernel = Kernel("weight_grad_mma.cu", "weight_grad_mma", (
+        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("BM", bm), ("BN", bn)))
+    grid = ceil_div(width, bn), ceil_div(part.out_channels, bm), part.groups * splits
+    args = (_structure(part), _digits(step, breadth, height, part.out_size[0]), np.int32(splits), np.int64(chunk),
+            np.int32(part.in_channels), np.int32(part.out_channels))
+    return Launch(kernel, grid, (256,), args, MMA_STAGES * step * (bm + bn + 16) * (16 // run) + 2 * step * 32), splits
 
 
 def _weight_grad_direct(problem: ConvProblem, multiprocessors: int) -> tuple[Launch, int]:
@@ -397,6 +414,8 @@ def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | 
     """dw from x and dy."""
     device = provider()
     plan = plan_for(problem, "conv_weight_grad", algorithm, False, device.multiprocessors())
+    if plan.algorithm == "mma" and (x.data.ptr | dy.data.ptr) % 16:
+        plan = plan_for(problem, "conv_weight_grad", "simt", False, device.multiprocessors())
     if out is None:
         out = empty(problem.w_shape, problem.dtype, problem.order, like=x)
     sums = device.empty((plan.sums,), np.float64 if problem.dtype == "float64" else np.float32)

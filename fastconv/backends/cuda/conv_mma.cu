@@ -6,10 +6,10 @@
 // Compiled for a dtype (FC_DTYPE; float32 is computed in TF32) and a tile of BM x BN, by 8 warps of 64 x BN / 4.
 #include "prim.cuh"
 #include "lattice.cuh"
+#include "mma.cuh"
 
 #define NT 256
 #define STAGES 4
-#define RUN ((int)(16 / sizeof(element))) // elements of one copy
 #define BK (4 * RUN)
 #define LD (BK + RUN) // of a row in shared memory: rows start in different banks
 #define MI 4          // fragments of a warp: 4 x 16 rows, NI x 8 columns
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     fc::cp_commit();
     const element *a = as + (k % STAGES * BM + warp_m * (BM / 2)) * LD, *b = bs + (k % STAGES * BN + warp_n * (BN / 4)) * LD;
 #pragma unroll
-    for (int c = 0; c < BK; c += 2 * RUN) { // 8 of TF32, 16 of 16 bits
+    for (int c = 0; c < BK; c += MMA_DEPTH) {
       unsigned fa[MI][4], fb[NI][2];
 #if FC_DTYPE == FC_FLOAT32
       const int g = lane / 4, t = lane % 4;
@@ -109,15 +109,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
 #pragma unroll
       for (int i = 0; i < MI; i++)
 #pragma unroll
-        for (int j = 0; j < NI; j++) {
-#if FC_DTYPE == FC_FLOAT32
-          fc::mma_tf32(sums[i][j], fa[i], fb[j]);
-#elif FC_DTYPE == FC_FLOAT16
-          fc::mma_half(sums[i][j], fa[i], fb[j]);
-#else
-          fc::mma_bfloat16(sums[i][j], fa[i], fb[j]);
-#endif
-        }
+        for (int j = 0; j < NI; j++) mma(sums[i][j], fa[i], fb[j]);
     }
   }
 #pragma unroll

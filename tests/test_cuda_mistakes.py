@@ -1,0 +1,86 @@
+"""Mistakes planted in kernels on tensor cores, each of which the emulator must make visible in one of its schedules."""
+
+import pytest
+from cases import conv, laid_out
+from cuda_emulator import SCHEDULES, DeviceArray, EmulatorProvider, device, emulated, host
+from cuda_emulator.provider import extra_flags
+from test_cuda_conv import run
+from test_cuda_mma import channels_last, exact
+from test_matrix_conv import reference_of
+from tolerance import assert_close
+
+from fastconv.backends.cuda import device as backend
+
+pytestmark = pytest.mark.skipif(any("sanitize" in flag for flag in extra_flags()), reason="sanitizers see them, too")
+
+CASE = conv((2, 16, 21, 17), (24, 16, 3, 3), padding=1)
+# name: pass, dtype, source, what is there, what is put in its place
+MISTAKES = {
+    "weight gradient, no wait": (
+        "conv_weight_grad", "float16", "weight_grad_mma.cu", "fc::cp_wait<STAGES - 2>();", ""),
+    "weight gradient, waits for one stage too few": (
+        "conv_weight_grad", "float16", "weight_grad_mma.cu", "fc::cp_wait<STAGES - 2>();",
+        "fc::cp_wait<STAGES - 1>();"),
+    "weight gradient, no barrier in the loop": (
+        "conv_weight_grad", "float16", "weight_grad_mma.cu", "fc::cp_wait<STAGES - 2>();\n    __syncthreads();",
+        "fc::cp_wait<STAGES - 2>();"),
+    "weight gradient, no barrier before the first copies": (
+        "conv_weight_grad", "float16", "weight_grad_mma.cu", "next_pixels(0);\n  __syncthreads();", "next_pixels(0);"),
+    "weight gradient, a stage is written too early": (
+        "conv_weight_grad", "float32", "weight_grad_mma.cu", "if (k + STAGES - 1 < steps) load(k + STAGES - 1);",
+        "if (k + STAGES < steps) load(k + STAGES);"),
+    "weight gradient, lanes of fragment a": (
+        "conv_weight_grad", "float16", "weight_grad_mma.cu", "lane / 16 * 8 + lane % 8) * LDA",
+        "lane / 8 % 2 * 8 + lane % 8) * LDA"),
+    "weight gradient, lanes of fragment b": (
+        "conv_weight_grad", "float16", "weight_grad_mma.cu", "j * 8 + lane / 16 * 8", "j * 8 + lane / 8 % 2 * 8"),
+    "weight gradient, TF32 lanes": (
+        "conv_weight_grad", "float32", "weight_grad_mma.cu", "fb[j][1] = fc::float_to_tf32(q[4 * LDB])",
+        "fb[j][1] = fc::float_to_tf32(q[2 * LDB])"),
+    "forward, no wait": ("conv", "float16", "conv_mma.cu", "fc::cp_wait<STAGES - 2>();", ""),
+    "forward, no barrier": (
+        "conv", "float16", "conv_mma.cu", "fc::cp_wait<STAGES - 2>();\n    __syncthreads();",
+        "fc::cp_wait<STAGES - 2>();"),
+    "forward, lanes of fragment b": (
+        "conv", "float16", "conv_mma.cu", "lane / 8 % 2 * 8);\n        fb", "lane / 16 * 8);\n        fb"),
+}
+
+
+def seen_in(op, dtype):
+    """The schedules in which a pass gives wrong numbers, or fails."""
+    x, w, b, dy = exact(CASE)
+    right = reference_of(CASE, x, w, b, dy)[op]
+    seen = []
+    for name, flags in SCHEDULES.items():
+        with emulated(flags):
+            try:
+                y = run(op, CASE, channels_last(x, dtype), DeviceArray(laid_out(w, dtype, "contiguous")),
+                        device(b.astype(dtype)), channels_last(dy, dtype), "mma", None)
+                n = CASE.reduction[op] if dtype == "float32" else 1
+                assert_close(host(y), right, n, magnitude=CASE.reduction[op] ** 0.5)
+            except (AssertionError, RuntimeError):
+                seen.append(name)
+    return seen
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_seen(name, monkeypatch):
+    op, dtype, source, there, instead = MISTAKES[name]
+    original = backend.source_text
+
+    def changed(file):
+        text = original(file)
+        if file == source:
+            assert text.count(there) == 1
+            text = text.replace(there, instead)
+        return text
+
+    monkeypatch.setattr(EmulatorProvider, "_entries", {})
+    monkeypatch.setattr(backend, "source_text", changed)
+    assert seen_in(op, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("op", ["conv", "conv_weight_grad"])
+def test_without_one_nothing_is_seen(op, dtype):
+    assert seen_in(op, dtype) == []
