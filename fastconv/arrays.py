@@ -19,10 +19,11 @@ Order = Literal["contiguous", "channels_last"]
 Array = NDArray[Any]
 T = TypeVar("T")
 
-FLOAT16 = np.dtype(np.float16)  # on a GPU only
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
 INT64 = np.dtype(np.int64)
+# What arrays on a GPU may hold besides; bfloat16 is that of the package ml_dtypes, as in CuPy.
+SHORT_FLOATS = ("float16", "bfloat16")
 
 # DLPack device types whose memory the CPU can read: CPU, CUDA host, ROCm host, CUDA managed.
 _HOST_DEVICES = frozenset({1, 3, 11, 13})
@@ -56,13 +57,13 @@ def as_array(obj: object, name: str, op: str = "") -> Array:
     ------
     TypeError
         For lists, scalars, masked arrays, arrays on other devices, tensors that require a gradient, and every
-        dtype other than native float32 and float64.
+        dtype other than native float32 and float64; on a GPU float16 and bfloat16 are taken too.
     ValueError
         If the data are not aligned to the item size.
     """
     x = obj if type(obj) is np.ndarray else _adopt(obj, name, op)
     dtype = x.dtype
-    if dtype is not FLOAT32 and dtype is not FLOAT64 and not (dtype == FLOAT16 and on_device(x)):
+    if dtype is not FLOAT32 and dtype is not FLOAT64 and not (on_device(x) and dtype.name in SHORT_FLOATS):
         _check_float(dtype, name, op)
     if not on_device(x) and not x.flags.aligned:
         raise ValueError(_message(op, f"{name} is not aligned to its item size of {dtype.itemsize} bytes. "
@@ -91,7 +92,8 @@ def _check_float(dtype: np.dtype[Any], name: str, op: str) -> None:
         what, hint = f"complex dtype {dtype}", f"run {name}.real and {name}.imag separately"
     else:
         what, hint = f"dtype {dtype}", f"{name}.astype(np.float32)"
-    raise TypeError(_message(op, f"{name} has {what}, but float32 or float64 is needed. Hint: {hint}"))
+    raise TypeError(_message(op, f"{name} has {what}, but float32 or float64 is needed (on a GPU also float16 or "
+                                 f"bfloat16). Hint: {hint}"))
 
 
 def _adopt(obj: Any, name: str, op: str) -> Array:

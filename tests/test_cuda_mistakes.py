@@ -48,7 +48,7 @@ MISTAKES = {
 
 def seen_in(op, dtype):
     """The schedules in which a pass gives wrong numbers, or fails."""
-    x, w, b, dy = exact(CASE)
+    x, w, b, dy = exact(CASE, dtype)
     right = reference_of(CASE, x, w, b, dy)[op]
     seen = []
     for name, flags in SCHEDULES.items():

@@ -1,4 +1,4 @@
-"""Convolutions on tensor cores, run by the emulator: TF32 and float16. And float16 without them."""
+"""Convolutions on tensor cores, run by the emulator: TF32, float16 and bfloat16. And 16 bits without them."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,10 @@ from test_cuda_pool import POOLS
 from test_matrix_conv import PASSES, reference_of
 from tolerance import assert_close
 
-from fastconv import functional
+from fastconv import functional, nn
+from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends import reference
+from fastconv.functional.activations import ACTIVATIONS, find_activation
 
 CASES = {
     "one step": conv((1, 32, 4, 5), (8, 32, 1, 1)),
@@ -25,16 +27,29 @@ CASES = {
 }
 
 
-def exact(case):
-    """Operands whose products are exact in TF32 and float16: halves of eleven bits."""
+def dtype_named(name):
+    """The dtype; bfloat16 is that of ml_dtypes, without which its tests are skipped."""
+    if name == "bfloat16":
+        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    return np.dtype(name)
+
+
+def rounded(values, dtype):
+    """`values` in float64, but exact in `dtype`; for TF32, whose eleven bits float16 has, exact in float16."""
+    return values.astype(np.float16 if dtype == "float32" else dtype_named(dtype)).astype(np.float64)
+
+
+def exact(case, dtype):
+    """x, w, b and dy, float64, whose products a tensor core takes without rounding them."""
     rng = np.random.default_rng(0)
-    return [rng.standard_normal(s).astype(np.float16).astype(np.float64) for s in (case.x, case.w, case.w[:1], case.y)]
+    return [rounded(rng.standard_normal(s), dtype) for s in (case.x, case.w, case.w[:1], case.y)]
 
 
 def channels_last(values, dtype):
     """On the device, in channels_last order, from a multiple of 16 bytes on."""
     memory = np.moveaxis(values, 1, -1)
-    bytes_ = memory.size * np.dtype(dtype).itemsize
+    dtype = dtype_named(dtype)
+    bytes_ = memory.size * dtype.itemsize
     buffer = np.full(bytes_ + 64, 0xFF, np.uint8)
     start = -buffer.__array_interface__["data"][0] % 16
     aligned = buffer[start:start + bytes_].view(dtype).reshape(memory.shape)
@@ -43,16 +58,16 @@ def channels_last(values, dtype):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_mma(name, dtype, schedule):
     case = CASES[name]
-    x, w, b, dy = exact(case)
+    x, w, b, dy = exact(case, dtype)
     right = reference_of(case, x, w, b, dy)
     with emulated(SCHEDULES[schedule]) as provider:
         for op in PASSES:
-            y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, dtype, "contiguous")),
-                    device(b.astype(dtype)), channels_last(dy, dtype), "mma", None)
+            y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, dtype_named(dtype), "contiguous")),
+                    device(b.astype(dtype_named(dtype))), channels_last(dy, dtype), "mma", None)
             n = case.reduction[op] if dtype == "float32" else 1
             assert_close(host(y), right[op], n, magnitude=case.reduction[op] ** 0.5)
     names = {launched.kernel.name for launched in provider.launched}
@@ -99,27 +114,94 @@ def test_what_is_chosen():
         functional.conv(x.astype(np.float16), w.astype(np.float16))  # on the CPU
 
 
+@pytest.mark.parametrize("dtype", SHORT_FLOATS)
 @pytest.mark.parametrize("op", PASSES)
 @pytest.mark.parametrize("name", ["stride 2", "3 groups of primes", "depthwise", "3d mixed", "stride above kernel"])
-def test_float16_without_tensor_cores(name, op):
+def test_16_bits_without_tensor_cores(name, op, dtype):
     case = CONVS[name]
-    x, w, b, dy = exact(case)
-    with emulated():
-        y = run(op, case, *(device(v.astype(np.float16)) for v in (x, w, b, dy)), "auto", None)
-    assert y.dtype == np.float16
-    assert_close(host(y), reference_of(case, x, w, b, dy)[op], 1, magnitude=case.reduction[op] ** 0.5)
+    operands = exact(case, dtype)
+    with emulated() as provider:
+        y = run(op, case, *(device(v.astype(dtype_named(dtype))) for v in operands), "auto", None)
+    assert not any("mma" in launched.kernel.name for launched in provider.launched)
+    assert y.dtype == dtype_named(dtype)
+    assert_close(host(y), reference_of(case, *operands)[op], 1, magnitude=case.reduction[op] ** 0.5)
 
 
-def test_float16_pools():
+@pytest.mark.parametrize("dtype", SHORT_FLOATS)
+def test_pools_of_16_bits(dtype):
     case = POOLS["3d overlapping"]
-    x = np.random.default_rng(0).standard_normal(case.x).astype(np.float16)
-    problem = case.problem(x.astype(np.float64))
+    x = rounded(np.random.default_rng(0).standard_normal(case.x), dtype)
+    problem, there = case.problem(x), device(x.astype(dtype_named(dtype)))
     with emulated():
-        y, at = functional.max_pool(device(x), 3, 2, 1, return_indices=True)
-        mean = functional.avg_pool(device(x), 3, 2, 1)
+        y, at = functional.max_pool(there, 3, 2, 1, return_indices=True)
+        mean = functional.avg_pool(there, 3, 2, 1)
+        norm = functional.lp_pool(there, 2.0, 3, 2)
         dx = functional.max_pool_grad(y, at, x.shape)
-    right, right_at = reference.max_pool(problem, x.astype(np.float64))
-    np.testing.assert_array_equal(host(y), right)
+        mean_dx = functional.avg_pool_grad(mean, x.shape, 3, 2, 1)
+        back = functional.max_unpool_grad(there, at)
+    right, right_at = reference.max_pool(problem, x)
+    np.testing.assert_array_equal(host(y).astype(np.float64), right)
+    np.testing.assert_array_equal(host(back).astype(np.float64), right)
     np.testing.assert_array_equal(host(at), right_at)
-    assert_close(host(mean), reference.avg_pool(problem, x.astype(np.float64)), 1)
+    assert_close(host(mean), reference.avg_pool(problem, x), 1)
+    assert_close(host(norm), functional.lp_pool(x, 2.0, 3, 2), 1)
     assert_close(host(dx), reference.max_pool_grad(problem, right, right_at), 8)
+    assert_close(host(mean_dx), functional.avg_pool_grad(host(mean).astype(np.float64), x.shape, 3, 2, 1), 1)
+
+
+@pytest.mark.parametrize("dtype", SHORT_FLOATS)
+@pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - {"clip"}))
+def test_activations_of_16_bits(name, dtype):
+    x = rounded(np.random.default_rng(0).standard_normal((2, 3, 40)), dtype)
+    function = find_activation("test", name)
+    with emulated():
+        y = function(device(x.astype(dtype_named(dtype))))
+    assert y.dtype == dtype_named(dtype)
+    assert_close(host(y), function(x), 1)
+
+
+@pytest.mark.parametrize("dtype", SHORT_FLOATS)
+def test_prepared_in_16_bits(dtype):
+    case = CASES["several tiles"]
+    x, w, b, _ = exact(case, dtype)
+    residual = rounded(np.random.default_rng(1).standard_normal(case.y), dtype)
+    kind = dtype_named(dtype)
+    with emulated():
+        conv = functional.prepare_conv(device(w.astype(kind)), device(b.astype(kind)), *case.arguments,
+                                       activation="relu")
+        y = host(conv(channels_last(x, dtype), residual=device(residual.astype(kind))))
+    right = np.maximum(functional.conv(x, w, b, *case.arguments) + residual, 0)
+    assert y.dtype == kind
+    assert_close(y, right, 1, magnitude=144**0.5)
+
+
+def test_bfloat16_of_other_libraries():
+    """Their array interface names it by two bytes, "<V2", as PyTorch does."""
+    kind = dtype_named("bfloat16")
+    x, w = np.ones((1, 8, 4, 4), kind), np.ones((8, 8, 3, 3), kind)
+
+    class Tensor:
+        device = "cuda:0"
+
+        def __init__(self, owner):
+            self.owner = owner
+            self.__cuda_array_interface__ = owner.__cuda_array_interface__
+
+    there = device(x)
+    assert there.__cuda_array_interface__["typestr"] == "<V2"
+    with emulated():
+        y = functional.conv(Tensor(there), Tensor(device(w)))
+    assert y.dtype == kind
+    assert (host(y) == 72).all()
+
+
+@pytest.mark.parametrize("dtype", SHORT_FLOATS)
+def test_layers_refuse_16_bits(dtype):
+    with pytest.raises(TypeError, match=f"dtype is {dtype}, but layers compute in float32 or float64.*prepare_conv"):
+        nn.Conv2d(3, 4, 3, dtype=dtype_named(dtype))
+
+
+def test_mixed_dtypes_are_refused():
+    x, w = np.ones((1, 8, 4, 4), dtype_named("bfloat16")), np.ones((8, 8, 3, 3), np.float16)
+    with emulated(), pytest.raises(TypeError, match="weight has dtype float16, but input"):
+        functional.conv(device(x), device(w))

@@ -18,7 +18,8 @@ CEILING = 128
 
 # What a kernel on tensor cores must hold, by dtype.
 MMA = {"float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
-       "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"}
+       "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+       "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"}
 FRAGMENTS = {"conv_mma": "ldmatrix.sync.aligned.m8n8.x4.shared",
              "weight_grad_mma": "ldmatrix.sync.aligned.m8n8.x4.trans"}
 

@@ -67,7 +67,7 @@ def tolerance(
     ndim, taps
         Number of spatial axes, and taps along each, for Winograd.
     """
-    eps = float(np.finfo(np.dtype(dtype)).eps)
+    eps = spacing(dtype)
     if algorithm == "winograd weight gradient":
         worst = max(amplification(_POINTS[m + taps - 1], taps, m) for m in _GRADIENT_TILES[taps])
         terms = min(reduction_length, _TILES_OF_A_SUM) + reduction_length / _TILES_OF_A_SUM + 4 * ndim
@@ -75,6 +75,13 @@ def tolerance(
     if algorithm == "winograd":
         return _WINOGRAD[ndim] * eps / float(np.finfo(np.float32).eps)
     return eps * (4 + 2 * max(reduction_length, 1) ** 0.5)
+
+
+def spacing(dtype: object) -> float:
+    """Return the distance from 1 to the next number of a floating-point dtype."""
+    if np.dtype(dtype).name == "bfloat16":  # of ml_dtypes, whose numbers finfo does not know
+        return 2.0**-7
+    return float(np.finfo(np.dtype(dtype)).eps)
 
 
 def rms(x: np.ndarray) -> float:

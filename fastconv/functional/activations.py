@@ -209,6 +209,8 @@ def gelu_grad(grad_output: Array, input: Array, approximate: str = "none") -> Ar
 
 def _gaussian(x: Array, approximate: str, op: str) -> Array:
     """The normal distribution function of `x`, in an array of its own."""
+    if x.itemsize == 2:  # too coarse for the steps between
+        return _gaussian(x.astype(np.float32), approximate, op).astype(x.dtype)
     if approximate == "tanh":
         z = np.multiply(x, x, out=np.empty_like(x))
         z *= _CUBIC

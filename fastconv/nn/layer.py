@@ -36,8 +36,8 @@ def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return `dtype` as the NumPy dtype float32 or float64; others raise TypeError."""
     result = np.dtype(dtype)
     if result not in (FLOAT32, FLOAT64):
-        raise TypeError(f"layer: dtype is {result}, but layers compute in float32 or float64. "
-                        "Hint: dtype=np.float32")
+        raise TypeError(f"layer: dtype is {result}, but layers compute in float32 or float64. Hint: dtype=np.float32; "
+                        "on a GPU functions on convolutions and pools, and prepare_conv, take 16 bits")
     return result
 
 

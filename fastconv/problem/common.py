@@ -41,7 +41,7 @@ def spec(x: Shaped) -> Spec:
 
 
 # dtype.name takes NumPy longer than all the rest of a call's checks.
-_NAMES = {"e": "float16", "f": "float32", "d": "float64"}
+_NAMES = {"e": "float16", "E": "bfloat16", "f": "float32", "d": "float64"}
 
 
 def integer(op: str, name: str, value: Any, low: int, high: int = MAX_PARAMETER) -> int:

@@ -106,7 +106,9 @@ class EmulatorProvider:
 
     def adopt(self, obj: Any) -> DeviceArray:
         # The memory is that of the CPU after all.
-        return DeviceArray(np.asarray(SimpleNamespace(__array_interface__=obj.__cuda_array_interface__)))
+        interface = obj.__cuda_array_interface__
+        x = np.asarray(SimpleNamespace(__array_interface__=interface))
+        return DeviceArray(x.view(backend.bfloat16()) if interface["typestr"] == backend.BFLOAT16 else x)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         array = np.empty(shape, dtype)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.arrays import empty
+from fastconv.arrays import SHORT_FLOATS, empty
 from fastconv.backends import lattice
 from fastconv.backends.cuda import tiles
 from fastconv.backends.cuda.device import Kernel, provider
@@ -25,7 +25,7 @@ ALGORITHMS = ("auto", "direct", "simt", "mma")
 """What a call may ask for; "simt 64x64" forces a tile too."""
 
 # FC_DTYPE of prim.cuh, and the bytes of what sums are taken in.
-DTYPES = {"float32": (0, 4), "float64": (1, 8), "float16": (2, 4)}
+DTYPES = {"float32": (0, 4), "float64": (1, 8), "float16": (2, 4), "bfloat16": (3, 4)}
 
 # The structures of lattice.cuh.
 LATTICE = np.dtype([
@@ -39,7 +39,7 @@ DIGITS = np.dtype([("v", np.int32, 4)])
 # Groups of at most this many channels run without tiles.
 NARROW_GROUP = 8
 # Elements of 16 bytes, which copies to tensor cores move at once; the largest tile, and how many stages are in flight.
-MMA_RUN = {"float32": 4, "float16": 8}
+MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
 MMA_TILE = 128, 128
 MMA_STAGES = 4
 # Taps that a thread of the direct weight gradient sums at once.
@@ -181,8 +181,8 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
                              "Hint: algorithm='auto', or fastconv.to_channels_last(input)")
     if name == "auto":
         # TF32 rounds more than float32, so that it is never chosen; for 16 bits tensor cores are exact.
-        halves = problem.dtype == "float16" and not _mma_refuses(problem, op)
-        name = "direct" if _narrow(problem) else "mma" if halves else "simt"
+        short = problem.dtype in SHORT_FLOATS and not _mma_refuses(problem, op)
+        name = "direct" if _narrow(problem) else "mma" if short else "simt"
     if op == "conv_weight_grad":
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
                          else _weight_grad_mma(problem, multiprocessors) if name == "mma"

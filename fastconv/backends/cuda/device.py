@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +24,25 @@ _SOURCES = Path(__file__).parent
 
 HOW_TO_GET_CUPY = ("arrays on a GPU need CuPy 13 or later and an NVIDIA driver. "
                    'Hint: pip install "fastconv[cuda13]" (or [cuda12]), or copy the arrays to the CPU')
+
+
+BFLOAT16 = "<V2"  # as PyTorch's array interface and ml_dtypes call it
+
+
+def bfloat16() -> np.dtype[Any]:
+    """The dtype of arrays of bfloat16, which NumPy itself lacks.
+
+    Raises
+    ------
+    RuntimeError
+        Without ml_dtypes.
+    """
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise RuntimeError("bfloat16 is a dtype of the package ml_dtypes, which CuPy 14 and later take. "
+                           "Hint: pip install ml_dtypes") from error
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 class Kernel(NamedTuple):
@@ -89,9 +109,13 @@ class CupyProvider:
         return isinstance(obj, self._cupy.ndarray)
 
     def adopt(self, obj: Any) -> Any:
-        if hasattr(obj, "__cuda_array_interface__"):
-            return self._cupy.asarray(obj)
-        return self._cupy.from_dlpack(obj)
+        interface = getattr(obj, "__cuda_array_interface__", None)
+        if interface is None:
+            return self._cupy.from_dlpack(obj)
+        if interface["typestr"] == BFLOAT16:
+            words = SimpleNamespace(__cuda_array_interface__={**interface, "typestr": "<u2"}, owner=obj)
+            return self._cupy.asarray(words).view(bfloat16())
+        return self._cupy.asarray(obj)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._cupy.empty(shape, dtype)

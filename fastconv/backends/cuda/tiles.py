@@ -38,7 +38,8 @@ class Tile(NamedTuple):
 LARGE = Tile(128, 128, 8, 8, 8, 1.0)
 SMALL = Tile(64, 64, 16, 4, 4, 0.75)
 NARROW = Tile(128, 32, 16, 4, 4, 0.7)
-SIMT = {"float64": (SMALL, NARROW), "float32": (LARGE, SMALL, NARROW), "float16": (LARGE, SMALL, NARROW)}
+SIMT = {"float64": (SMALL, NARROW), "float32": (LARGE, SMALL, NARROW), "float16": (LARGE, SMALL, NARROW),
+        "bfloat16": (LARGE, SMALL, NARROW)}
 
 # Blocks that a multiprocessor runs at once: by registers and shared memory, two of 256 threads in any case.
 RESIDENT = 2
