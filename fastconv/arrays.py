@@ -246,7 +246,7 @@ def to_channels_last(x: object) -> Array:
                          "Hint: add the missing axes with x[None]")
     if np.moveaxis(array, 1, -1).flags.c_contiguous:
         return array
-    copy = empty(array.shape, array.dtype, "channels_last")
+    copy = empty(array.shape, array.dtype, "channels_last", like=array)
     copy[...] = array
     return copy
 

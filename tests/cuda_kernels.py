@@ -23,7 +23,10 @@ def every() -> list[Kernel]:
                 Kernel("weight_grad_simt.cu", "weight_grad_simt",
                        (number, *tile.defines, ("DY_PIXELS_FAST", first), ("IN_PIXELS_FAST", second)))]
         if dtype in MMA_RUN:
-            kernels += [Kernel("conv_mma.cu", "conv_mma", (number, ("BM", 128), ("BN", bn))) for bn in (64, 128)]
+            kernels += [Kernel("conv_mma.cu", "conv_mma", (number, ("BM", 128), ("BN", bn), ("OUT_PIXELS_FAST", fast)))
+                        for bn, fast in itertools.product((64, 128), (0, 1))]
+            kernels += [Kernel("channels_last.cu", "channels_last", (number, ("CHANNELS_FAST", fast)))
+                        for fast in (0, 1)]
             kernels += [Kernel("weight_grad_mma.cu", "weight_grad_mma", (number, ("BM", bm), ("BN", bn)))
                         for bm, bn in itertools.product((64, 128), (64, 128))]
             kernels.append(Kernel("pack_weights.cu", "pack_weights", (number,)))

@@ -14,7 +14,7 @@ from cuda_emulator.array import FUNCTIONS, UFUNCS
 from test_backends import ORACLES, positional
 
 from fastconv import functional
-from fastconv.arrays import as_array, check_out, empty, memory_order, on_device
+from fastconv.arrays import as_array, check_out, empty, memory_order, on_device, to_channels_last
 from fastconv.backends import cuda, reference
 from fastconv.backends.cuda import device as backend
 from fastconv.backends.cuda.device import Kernel
@@ -65,6 +65,9 @@ def test_outputs_on_the_device():
         y = empty((2, 3, 4, 5), np.float32, "channels_last", like=x)
         assert isinstance(y, DeviceArray)
         assert memory_order(y) == "channels_last"
+        z = to_channels_last(x)
+        assert isinstance(z, DeviceArray)
+        assert memory_order(z) == "channels_last"
         assert check_out(y, (2, 3, 4, 5), np.float32, inputs=[x]) is y
         with pytest.raises(ValueError, match="shares memory"):
             check_out(x, (2, 3, 4, 5), np.float32, inputs=[x])

@@ -1,19 +1,26 @@
 """Convolutions on tensor cores, run by the emulator: TF32, float16 and bfloat16. And 16 bits without them."""
 
+import importlib
+import itertools
+import random
+
 import numpy as np
 import pytest
 from cases import CONVS, conv, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
-from test_cuda_conv import run
+from test_cuda_conv import LONG, check, run
 from test_cuda_pool import POOLS
-from test_matrix_conv import PASSES, reference_of
+from test_matrix_conv import LAYOUTS, PASSES, reference_of
 from tolerance import assert_close
 
 from fastconv import functional, nn
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends import reference
+from fastconv.backends.cuda import tiles
 from fastconv.functional.activations import ACTIVATIONS, find_activation
 
+DTYPES = ("float32", *SHORT_FLOATS)
+OTHERS = ("auto", "direct", *(f"simt {t.name}" for t in tiles.SIMT["float16"]))  # algorithms of 16 bits, besides
 CASES = {
     "one step": conv((1, 32, 4, 5), (8, 32, 1, 1)),
     "several tiles": conv((2, 16, 11, 13), (136, 16, 3, 3), padding=1),
@@ -58,14 +65,14 @@ def channels_last(values, dtype):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_mma(name, dtype, schedule):
     case = CASES[name]
     x, w, b, dy = exact(case, dtype)
     right = reference_of(case, x, w, b, dy)
     with emulated(SCHEDULES[schedule]) as provider:
-        for op in PASSES:
+        for op in PASSES:  # each reads in place
             y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, dtype_named(dtype), "contiguous")),
                     device(b.astype(dtype_named(dtype))), channels_last(dy, dtype), "mma", None)
             n = case.reduction[op] if dtype == "float32" else 1
@@ -96,35 +103,45 @@ def test_what_is_chosen():
         start = (-memory.__array_interface__["data"][0] // 2) % 8 + 1  # off by one element
         odd = DeviceArray(np.moveaxis(memory[start:start + 576].reshape(1, 6, 6, 16), -1, 1))
         y = functional.conv(odd, device(w.astype(np.float16)))
-        assert provider.launched.pop().kernel.name == "conv_simt"
+        assert [k.kernel.name for k in provider.launched[-3:]] == ["channels_last", "pack_weights", "conv_mma"]
         assert (host(y) == 144).all()
-        with pytest.raises(ValueError, match="channels that lie side by side"):
-            functional.conv(device(x.astype(np.float32)), device(w.astype(np.float32)), algorithm="mma")
-        with pytest.raises(ValueError, match="runs of 8 channels"):
-            functional.conv(channels_last(x[:, :4], "float16"), device(w[:, :4].astype(np.float16)), algorithm="mma")
         with pytest.raises(ValueError, match="no float64"):
             functional.conv(channels_last(x, "float64"), device(w), algorithm="mma")
         functional.conv_weight_grad(there, (16, 16, 3, 3), there, padding=1)
         assert [k.kernel.name for k in provider.launched[-2:]] == ["weight_grad_mma", "weight_grad_finish"]
         functional.conv_weight_grad(odd, (16, 16, 3, 3), there, padding=1)
-        assert provider.launched[-2].kernel.name == "weight_grad_simt"
-        with pytest.raises(ValueError, match="channels that lie side by side"):
-            functional.conv_weight_grad(there, (16, 16, 3, 3), device(x.astype(np.float16)), padding=1, algorithm="mma")
+        assert [k.kernel.name for k in provider.launched[-4:]] == [
+            "channels_last", "channels_last", "weight_grad_mma", "weight_grad_finish"]
+        provider.capability = lambda: (7, 5)
+        importlib.import_module("fastconv.functional.conv")._repeats.clear()
+        functional.conv(there, device(w.astype(np.float16)))
+        assert provider.launched[-1].kernel.name == "conv_simt"
+        with pytest.raises(ValueError, match=r"compute capability 7\.5, and 8\.0 or more"):
+            functional.conv(there, device(w.astype(np.float16)), algorithm="mma")
     with pytest.raises(TypeError, match="float32 or float64"):
         functional.conv(x.astype(np.float16), w.astype(np.float16))  # on the CPU
 
 
-@pytest.mark.parametrize("dtype", SHORT_FLOATS)
-@pytest.mark.parametrize("op", PASSES)
-@pytest.mark.parametrize("name", ["stride 2", "3 groups of primes", "depthwise", "3d mixed", "stride above kernel"])
-def test_16_bits_without_tensor_cores(name, op, dtype):
+def drawn():
+    """(case, pass, dtype, layouts, schedule, algorithm): each case in each pass and dtype, the rest drawn."""
+    for name, op, dtype in itertools.product(CONVS, PASSES, DTYPES):
+        draw = random.Random(f"{name} {op} {dtype}")
+        for algorithm in ("mma", draw.choice(OTHERS))[:1 if dtype == "float32" else 2]:
+            yield name, op, dtype, draw.choice(LAYOUTS), draw.choice(list(SCHEDULES)), algorithm
+
+
+def every():
+    """The whole product."""
+    for dtype in DTYPES:
+        algorithms = ("mma",) if dtype == "float32" else ("mma", *OTHERS)
+        yield from itertools.product(CONVS, PASSES, (dtype,), LAYOUTS, SCHEDULES, algorithms)
+
+
+@pytest.mark.parametrize(("name", "op", "dtype", "layouts", "schedule", "algorithm"),
+                         list(every() if LONG else drawn()))
+def test_matrix(name, op, dtype, layouts, schedule, algorithm):
     case = CONVS[name]
-    operands = exact(case, dtype)
-    with emulated() as provider:
-        y = run(op, case, *(device(v.astype(dtype_named(dtype))) for v in operands), "auto", None)
-    assert not any("mma" in launched.kernel.name for launched in provider.launched)
-    assert y.dtype == dtype_named(dtype)
-    assert_close(host(y), reference_of(case, *operands)[op], 1, magnitude=case.reduction[op] ** 0.5)
+    check(op, case, dtype_named(dtype), layouts, schedule, algorithm, exact(case, dtype))
 
 
 @pytest.mark.parametrize("dtype", SHORT_FLOATS)
@@ -173,6 +190,37 @@ def test_prepared_in_16_bits(dtype):
     right = np.maximum(functional.conv(x, w, b, *case.arguments) + residual, 0)
     assert y.dtype == kind
     assert_close(y, right, 1, magnitude=144**0.5)
+
+
+def test_weights_are_packed_once():
+    """By prepared convolutions for every size of input, by layers until a parameter is written."""
+    x, w = rounded(np.ones((2, 16, 6, 6)), "float16"), np.ones((8, 16, 3, 3), np.float16)
+    layer = nn.Conv2d(16, 8, 3, rng=0)
+    with emulated() as provider:
+        def packings(run, *inputs):
+            before = len(provider.launched)
+            for image in inputs:
+                run(image)
+            return sum(k.kernel.name == "pack_weights" for k in provider.launched[before:])
+
+        sizes = channels_last(x, "float16"), channels_last(x[:1, :, :5], "float16"), device(x.astype(np.float16))
+        prepared = functional.prepare_conv(device(w), algorithm="mma")
+        assert prepared.nbytes == 0
+        assert packings(prepared, *sizes, *sizes) == 1
+        assert prepared.nbytes == w.nbytes
+        up = functional.prepare_conv_transpose(device(w.transpose(1, 0, 2, 3).copy()), stride=2, algorithm="mma")
+        assert packings(up, *sizes, *sizes) == 4  # one for each phase
+        layer.to("cuda")
+        layer._prepare = lambda weight, bias, activation: functional.prepare_conv(weight, bias, algorithm="mma")
+        image = channels_last(x, "float32")
+        assert packings(layer, image, image) == 1
+        first = host(layer(image))
+        with layer.weight.write() as value:
+            value *= 2
+        with layer.bias.write() as value:
+            value *= 2
+        assert packings(layer, image, image) == 1
+        np.testing.assert_array_equal(host(layer(image)), 2 * first)
 
 
 def test_bfloat16_of_other_libraries():

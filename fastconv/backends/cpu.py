@@ -19,7 +19,7 @@ from fastconv.backends.cpu_pool import (
     max_unpool,
     max_unpool_grad,
 )
-from fastconv.plan import Plan, plan_for
+from fastconv.plan import plan_for
 from fastconv.problem import ConvProblem
 
 __all__ = [
@@ -42,19 +42,21 @@ class Run:
     relu
         Whether max(., 0) is applied to the result.
     packed
-        Keeps the weights in the layout of a plan; without it they are packed at every run.
+        Keeps packed weights: given a layout and the function that packs, returns them. Without it they are packed
+        at every run.
     """
 
     __slots__ = ("_dtype", "_engine", "_packed", "_shape", "_threads", "plan")
 
     def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
-                 packed: Callable[[Plan], Any] | None = None) -> None:
+                 packed: Callable[[Any, Callable[[Array], Any]], Any] | None = None) -> None:
         self.plan = plan = plan_for(problem, op, algorithm, relu=relu, packed=packed is not None)
         self._shape = problem.y_shape if op == "conv" else problem.x_shape
         self._dtype = np.dtype(problem.dtype)
         self._threads = plan.threads
-        self._engine = plan.engine
-        self._packed = None if packed is None or plan.engine is None else packed(plan)
+        self._engine = engine = plan.engine
+        self._packed = None if packed is None or engine is None else packed(
+            engine.layout, lambda w: engine.pack(w, plan.threads))
 
     def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None) -> Array:
         """Write the result to `out`, or return it in a new array; `b` is contiguous."""

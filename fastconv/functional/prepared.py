@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from fastconv.functional.conv import (
     spatial_axes,
 )
 from fastconv.functional.padding import check_padding_mode, pad
-from fastconv.plan import Plan
 from fastconv.problem import ConvProblem, batched, conv_problem, conv_transpose_problem
 from fastconv.problem.common import integer
 
@@ -134,11 +134,12 @@ class Prepared:
                             f"Hint: residual.astype(np.{dtype})")
         return array
 
-    def _pack(self, plan: Plan) -> Any:
-        packed = self._packed.get(plan.engine.layout)
+    def _pack(self, layout: Any, pack: Callable[[Array], Any]) -> Any:
+        """The weights in a layout of the backend, made by `pack` if they were not yet."""
+        packed = self._packed.get(layout)
         if packed is None:
             with self._lock:
-                packed = self._packed.setdefault(plan.engine.layout, plan.engine.pack(self._weight, plan.threads))
+                packed = self._packed.setdefault(layout, pack(self._weight))
         return packed
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from fastconv.backends.cuda.device import Kernel, provider
 from fastconv.backends.cuda.tiles import Tile, ceil_div
 from fastconv.backends.lattice import Lattice
 from fastconv.problem import ConvProblem
-from fastconv.problem.common import five
+from fastconv.problem.common import Strides, five
 
 Array = Any  # of the provider
 
@@ -35,6 +35,11 @@ LATTICE = np.dtype([
     ("tap_at", np.int32, 3), ("tap_step", np.int32, 3),
     ("batch", np.int32), ("groups", np.int32), ("in_channels", np.int32), ("out_channels", np.int32)], align=True)
 DIGITS = np.dtype([("v", np.int32, 4)])
+# Of channels_last.cu.
+SOURCE = np.dtype([
+    ("strides", np.int64, 5), ("size", np.int32, 3), ("batch", np.int32), ("groups", np.int32), ("channels", np.int32),
+    ("padded", np.int32)], align=True)
+COPY_TILE = 64, 32  # pixels and channels
 
 # Groups of at most this many channels run without tiles.
 NARROW_GROUP = 8
@@ -42,6 +47,7 @@ NARROW_GROUP = 8
 MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
 MMA_TILE = 128, 128
 MMA_STAGES = 4
+MMA_CAPABILITY = 8, 0
 # Taps that a thread of the direct weight gradient sums at once.
 TAPS = (1, 3, 9)
 
@@ -62,10 +68,24 @@ class Launch(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """A kernel that brings the weights into another layout first, and how many elements that has."""
+    """A kernel that brings the weights into another layout first, and how many elements that has.
+
+    `layout` tells layouts apart, so that packed weights can be kept.
+    """
 
     kernel: Kernel
     args: tuple[Any, ...]
+    elements: int
+    layout: Any
+
+
+class Copy(NamedTuple):
+    """A kernel that brings an image into the layout that tensor cores read first, and how many elements that has."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    source: Any
+    smem: int
     elements: int
 
 
@@ -82,6 +102,10 @@ class Plan(NamedTuple):
         Whether max(., 0) is applied to the result.
     sums
         Elements of the workspace of a weight gradient.
+    copies
+        For each image that is read, what brings it into another layout first; None where it is read in place.
+    in_place
+        Whether any is read in place in runs of 16 bytes, so that it must start with one.
     """
 
     problem: ConvProblem
@@ -91,6 +115,8 @@ class Plan(NamedTuple):
     covers: bool = True
     relu: bool = False
     sums: int = 0
+    copies: tuple[Copy | None, ...] = (None, None)
+    in_place: bool = False
 
 
 class _Axis(NamedTuple):
@@ -161,8 +187,8 @@ def _check_sizes(problem: ConvProblem, op: str) -> None:
 
 @lru_cache(1024)
 def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool = False,
-             multiprocessors: int = 132) -> Plan:
-    """Choose kernels for a pass and prepare their launches.
+             multiprocessors: int = 132, capability: tuple[int, int] = (9, 0), aligned: bool = True) -> Plan:
+    """Choose kernels for a pass and prepare their launches, for images that start with a multiple of 16 bytes or not.
 
     Raises
     ------
@@ -174,23 +200,22 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
                          f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
     _check_sizes(problem, op)
-    if name == "mma":
-        reason = _mma_refuses(problem, op)
-        if reason:
-            raise ValueError(f"{op}: algorithm is 'mma', but that cannot run this problem: {reason}. "
-                             "Hint: algorithm='auto', or fastconv.to_channels_last(input)")
+    refused = _mma_refuses(problem, capability)
+    if name == "mma" and refused:
+        raise ValueError(f"{op}: algorithm is 'mma', but that cannot run this problem: {refused}. "
+                         "Hint: algorithm='auto'")
     if name == "auto":
         # TF32 rounds more than float32, so that it is never chosen; for 16 bits tensor cores are exact.
-        short = problem.dtype in SHORT_FLOATS and not _mma_refuses(problem, op)
+        short = problem.dtype in SHORT_FLOATS and not refused
         name = "direct" if _narrow(problem) else "mma" if short else "simt"
+    if name == "mma":
+        return _mma_plan(problem, op, relu, multiprocessors, aligned)
     if op == "conv_weight_grad":
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
-                         else _weight_grad_mma(problem, multiprocessors) if name == "mma"
                          else _weight_grad_simt(problem, tile, multiprocessors))
         return _weight_grad_plan(problem, name, first, splits)
     parts, covers = _parts(problem, op)
     launches = tuple(_direct(part, problem.dtype, relu) if name == "direct"
-                     else _mma(part, problem.dtype, relu) if name == "mma"
                      else _simt(part, problem.dtype, relu, tile, multiprocessors) for part in parts)
     return Plan(problem, op, name, launches, covers, relu)
 
@@ -207,35 +232,81 @@ def _narrow(problem: ConvProblem) -> bool:
     return problem.groups > 1 and widest <= NARROW_GROUP
 
 
-def _mma_refuses(problem: ConvProblem, op: str) -> str | None:
+def _mma_refuses(problem: ConvProblem, capability: tuple[int, int]) -> str | None:
     """Why tensor cores cannot run this, or None."""
     if problem.dtype not in MMA_RUN:
         return f"tensor cores have no {problem.dtype}"
-    run = MMA_RUN[problem.dtype]
-    for strides, channels, reads in ((problem.x_strides, problem.in_channels, op != "conv_input_grad"),
-                                     (problem.y_strides, problem.out_channels, op != "conv")):
-        if reads and strides[1] != 1:
-            return f"it reads channels that lie side by side (channels_last), and their stride is {strides[1]}"
-        each = channels // problem.groups
-        if reads and (each % run or any(s % run for s in (strides[0], *strides[2:]))):
-            return f"it reads runs of {run} channels, and the channels of a group, {each}, or strides are no multiples"
+    if capability < MMA_CAPABILITY:
+        return (f"the GPU has compute capability {'.'.join(map(str, capability))}, and {MMA_CAPABILITY[0]}.0 or more "
+                "is needed")
     return None
 
 
-def _mma(part: Lattice, dtype: str, relu: bool) -> Launch:
+def _mma_plan(problem: ConvProblem, op: str, relu: bool, multiprocessors: int, aligned: bool) -> Plan:
+    reads_x, reads_y = op != "conv_input_grad", op != "conv"
+    each = problem.in_channels // problem.groups, problem.out_channels // problem.groups
+    x, y = (_image(problem, size, strides, channels, aligned) if reads else (strides, channels, None)
+            for size, strides, channels, reads in (
+                (problem.in_size, problem.x_strides, each[0], reads_x),
+                (problem.out_size, problem.y_strides, each[1], reads_y)))
+    copies = tuple(copy for copy, reads in ((x[2], reads_x), (y[2], reads_y)) if reads)
+    in_place = None in copies
+    there = replace(problem, x_strides=x[0], y_strides=y[0])
+    if op == "conv_weight_grad":
+        first, splits = _weight_grad_mma(there, x[1], y[1], multiprocessors)
+        return _weight_grad_plan(problem, "mma", first, splits)._replace(copies=copies, in_place=in_place)
+    parts, covers = _parts(there, op)
+    launches = tuple(_mma(part, problem.dtype, relu, x[1] if op == "conv" else y[1]) for part in parts)
+    return Plan(problem, op, "mma", launches, covers, relu, copies=copies, in_place=in_place)
+
+
+def _image(problem: ConvProblem, size: tuple[int, ...], strides: Strides, channels: int,
+           aligned: bool) -> tuple[Strides, int, Copy | None]:
+    """Strides and channels of a group with which tensor cores read an image, and the copy for it where one is needed.
+
+    They read channels side by side, in whole runs of 16 bytes.
+    """
+    run = MMA_RUN[problem.dtype]
+    steps = [stride for stride, n in zip((strides[0], *strides[2:]), (problem.batch, *size), strict=True) if n > 1]
+    if aligned and strides[1] == 1 and channels % run == 0 and not any(step % run for step in steps):
+        return strides, channels, None
+    padded = ceil_div(channels, run) * run
+    pixel, pixels = problem.groups * padded, math.prod(size)
+    source = np.zeros((), SOURCE)
+    source["strides"], source["size"], source["batch"] = strides, size, problem.batch
+    source["groups"], source["channels"], source["padded"] = problem.groups, channels, padded
+    kernel = Kernel("channels_last.cu", "channels_last", (
+        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("CHANNELS_FAST", int(abs(strides[1]) < abs(strides[4])))))
+    across, deep = COPY_TILE
+    copy = Copy(kernel, (ceil_div(problem.batch * pixels, across), ceil_div(pixel, deep)), source,
+                across * 8 + deep * (across + 2) * (16 // run), problem.batch * pixels * pixel)
+    return (pixels * pixel, 1, size[1] * size[2] * pixel, size[2] * pixel, pixel), padded, copy
+
+
+def _mma(part: Lattice, dtype: str, relu: bool, padded: int) -> Launch:
+    """`part` reads groups of `padded` channels."""
     code, _ = DTYPES[dtype]
     bm, bn = MMA_TILE[0], min(MMA_TILE[1], 64 if part.out_channels <= 64 else 128)
     run = MMA_RUN[dtype]
-    depth = 4 * run
-    padded = ceil_div(part.in_channels, depth) * depth
+    step = 4 * run
     s, taps = _structure(part), len(part.tap_at)
-    kernel = Kernel("conv_mma.cu", "conv_mma", (("FC_DTYPE", code), ("BM", bm), ("BN", bn)))
+    pack = Pack(Kernel("pack_weights.cu", "pack_weights", (("FC_DTYPE", code),)), (s, np.int32(padded)),
+                part.groups * part.out_channels * taps * padded, _weights_layout(s, padded))
+    read = s.copy()
+    read["in_channels"] = padded
+    kernel = Kernel("conv_mma.cu", "conv_mma", (
+        ("FC_DTYPE", code), ("BM", bm), ("BN", bn),
+        ("OUT_PIXELS_FAST", int(_pixels_fast(part.out_strides, part.out_channels * part.groups)))))
     rows = part.batch * math.prod(part.out_size)
     grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
-    args = s, np.int32(taps * padded // depth), np.int32(padded), np.int32(relu)
-    pack = Pack(Kernel("pack_weights.cu", "pack_weights", (("FC_DTYPE", code),)), (s, np.int32(padded)),
-                part.groups * part.out_channels * taps * padded)
-    return Launch(kernel, grid, (256,), args, MMA_STAGES * (bm + bn) * (depth + run) * (16 // run), pack)
+    _, height, width = s["taps"].tolist()
+    args = read, _digits(4, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
+    return Launch(kernel, grid, (256,), args, MMA_STAGES * (bm + bn) * (step + run) * (16 // run), pack)
+
+
+def _weights_layout(s: Any, padded: int) -> Any:
+    """What packed weights depend on."""
+    return padded, *(s[name].tobytes() for name in ("w_strides", "w_offset", "taps", "in_channels", "out_channels"))
 
 
 def _direct(part: Lattice, dtype: str, relu: bool) -> Launch:
@@ -293,19 +364,23 @@ def _weight_grad_simt(problem: ConvProblem, tile_name: str, multiprocessors: int
     return Launch(kernel, grid, (tile.threads,), args, _smem(tile, size, tile.bn * 24 + 2 * tile.bk * 32)), splits
 
 
-def _weight_grad_mma(problem: ConvProblem, multiprocessors: int) -> tuple[Launch, int]:
+def _weight_grad_mma(problem: ConvProblem, in_channels: int, out_channels: int,
+                     multiprocessors: int) -> tuple[Launch, int]:
+    """Groups of `in_channels` and `out_channels` are read, which may be more than there are."""
     part = lattice.forward(problem)
     run = MMA_RUN[problem.dtype]
     step = 4 * run
-    width = part.in_channels * problem.taps
-    bm, bn = (64 if n <= 64 else 128 for n in (part.out_channels, width))
-    blocks = ceil_div(part.out_channels, bm) * ceil_div(width, bn) * part.groups
+    width = in_channels * problem.taps
+    bm, bn = (64 if n <= 64 else 128 for n in (out_channels, width))
+    blocks = ceil_div(out_channels, bm) * ceil_div(width, bn) * part.groups
     splits, chunk = tiles.split(part.batch * math.prod(part.out_size), step, blocks, part.groups, multiprocessors)
+    s = _structure(part)
+    s["in_channels"], s["out_channels"] = in_channels, out_channels
     _, height, breadth = part.out_size
     kernel = Kernel("weight_grad_mma.cu", "weight_grad_mma", (
         ("FC_DTYPE", DTYPES[problem.dtype][0]), ("BM", bm), ("BN", bn)))
-    grid = ceil_div(width, bn), ceil_div(part.out_channels, bm), part.groups * splits
-    args = (_structure(part), _digits(step, breadth, height, part.out_size[0]), np.int32(splits), np.int64(chunk),
+    grid = ceil_div(width, bn), ceil_div(out_channels, bm), part.groups * splits
+    args = (s, _digits(step, breadth, height, part.out_size[0]), np.int32(splits), np.int64(chunk),
             np.int32(part.in_channels), np.int32(part.out_channels))
     return Launch(kernel, grid, (256,), args, MMA_STAGES * step * (bm + bn + 16) * (16 // run) + 2 * step * 32), splits
 
@@ -335,40 +410,54 @@ def _weight_grad_plan(problem: ConvProblem, algorithm: str, first: Launch, split
     return Plan(problem, "conv_weight_grad", algorithm, (first, finish), sums=splits * weights)
 
 
+def _chosen(problem: ConvProblem, op: str, algorithm: str, relu: bool = False, aligned: bool = True) -> Plan:
+    """The plan for the current GPU."""
+    device = provider()
+    return plan_for(problem, op, algorithm, relu, device.multiprocessors(), device.capability(), aligned)
+
+
 class Run:
     """A planned convolution, or input gradient, to be run many times; see `fastconv.backends.cpu.Run`."""
 
-    __slots__ = ("_dtype", "_shape", "_with_sum", "plan")
+    __slots__ = ("_dtype", "_keep", "_packed", "_shape", "_unaligned", "_with_sum", "plan")
 
     def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
-                 packed: Callable[[Any], Any] | None = None) -> None:
-        self.plan = plan_for(problem, op, algorithm, relu, provider().multiprocessors())
+                 packed: Callable[[Any, Callable[[Array], Any]], Any] | None = None, aligned: bool = True) -> None:
+        self.plan = _chosen(problem, op, algorithm, relu, aligned)
         self._shape = problem.y_shape if op == "conv" else problem.x_shape
         self._dtype = np.dtype(problem.dtype)
         self._with_sum: dict[tuple[int, ...], list[Any]] = {}  # structures of the launches, by strides of the residual
+        self._keep = packed
+        self._packed = None if packed is None else [
+            pack and packed(pack.layout, partial(_packed, pack)) for *_, pack in self.plan.launches]
+        self._unaligned: Run | None = None
 
     def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None,
                  add: Array | None = None) -> Array:
         """Write the result, plus `add` of its shape, to `out`, or return it in a new array; `b` is contiguous."""
-        if self.plan.algorithm == "mma" and x.data.ptr % 16:
-            return self._unaligned()(x, w, b, out, add)
         plan, launch = self.plan, provider().launch
+        if plan.in_place and x.data.ptr % 16:
+            return self._copying()(x, w, b, out, add)
         if out is None:
             out = empty(self._shape, self._dtype, plan.problem.order, like=x)
         if not plan.covers:
             self._fill(out, b, add)
+        if plan.copies[0] is not None and plan.launches:
+            x = _copied(plan.copies[0], x)
         structures = None if add is None else self._structures(add)
         for number, (kernel, grid, block, args, smem, pack) in enumerate(plan.launches):
             if structures is not None:
                 args = structures[number], *args[1:]
-            weights = w if pack is None else _packed(pack, w)
+            weights = w if pack is None else _packed(pack, w) if self._packed is None else self._packed[number]
             launch(kernel, grid, block, (x, weights, b, add, out, *args), smem)
         return out
 
-    def _unaligned(self) -> Run:
+    def _copying(self) -> Run:
         """What runs where the first element of the input does not start a run of 16 bytes."""
-        plan = self.plan
-        return Run(plan.problem, plan.op, "simt", relu=plan.relu)
+        if self._unaligned is None:
+            plan = self.plan
+            self._unaligned = Run(plan.problem, plan.op, "mma", relu=plan.relu, packed=self._keep, aligned=False)
+        return self._unaligned
 
     def _structures(self, add: Array) -> list[Any]:
         structures = self._with_sum.get(add.strides)
@@ -389,6 +478,12 @@ class Run:
             out += b.reshape(-1, *[1] * self.plan.problem.ndim)
         if self.plan.relu:
             np.maximum(out, 0, out=out)
+
+
+def _copied(copy: Copy, x: Array) -> Array:
+    there = provider().empty((copy.elements,), x.dtype)
+    provider().launch(copy.kernel, copy.grid, (256,), (x, there, copy.source), copy.smem)
+    return there
 
 
 def _packed(pack: Pack, w: Array) -> Array:
@@ -413,12 +508,15 @@ def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | 
                      algorithm: str = "auto") -> Array:
     """dw from x and dy."""
     device = provider()
-    plan = plan_for(problem, "conv_weight_grad", algorithm, False, device.multiprocessors())
-    if plan.algorithm == "mma" and (x.data.ptr | dy.data.ptr) % 16:
-        plan = plan_for(problem, "conv_weight_grad", "simt", False, device.multiprocessors())
+    plan = _chosen(problem, "conv_weight_grad", algorithm)
+    if plan.in_place and (x.data.ptr | dy.data.ptr) % 16:
+        plan = _chosen(problem, "conv_weight_grad", "mma", aligned=False)
     if out is None:
         out = empty(problem.w_shape, problem.dtype, problem.order, like=x)
     sums = device.empty((plan.sums,), np.float64 if problem.dtype == "float64" else np.float32)
+    if problem.batch * math.prod(problem.out_size):
+        x, dy = (image if copy is None else _copied(copy, image)
+                 for copy, image in zip(plan.copies, (x, dy), strict=True))
     first, finish = plan.launches
     device.launch(first.kernel, first.grid, first.block, (x, dy, sums, *first.args), first.smem)
     device.launch(finish.kernel, finish.grid, finish.block, (sums, out, *finish.args), finish.smem)

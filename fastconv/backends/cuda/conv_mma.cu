@@ -1,9 +1,10 @@
 // A lattice as an implicit matrix product on tensor cores (mma.sync, sm_80 on), sums in float32. Rows are output pixels,
-// columns output channels; each step in depth is one tap and BK input channels, which copies of cp.async bring in STAGES
-// steps ahead. `in` has its channels side by side, in runs of 16 bytes; w comes packed as [group, k][tap][c], c padded
-// with zeros to a multiple of BK (pack_weights.cu).
+// columns output channels; the depth runs over taps and, fastest, runs of input channels of 16 bytes, four of them in
+// each step, which copies of cp.async bring in STAGES steps ahead. `in` has its channels side by side, in whole runs (the
+// last one may be padded with zeros); w comes packed as [group, k][tap][c], padded alike (pack_weights.cu).
 //
-// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32) and a tile of BM x BN, by 8 warps of 64 x BN / 4.
+// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32), a tile of BM x BN, by 8 warps of 64 x BN / 4, and whether
+// neighbouring pixels of `out` lie closer together than neighbouring channels: OUT_PIXELS_FAST.
 #include "prim.cuh"
 #include "lattice.cuh"
 #include "mma.cuh"
@@ -16,11 +17,12 @@
 #define NI (BN / 4 / 8)
 #define A_COPIES (BM * 4 / NT)
 #define B_COPIES (BN * 4 / NT)
+#define LDO (BM + 4) // of a channel, when results go through shared memory
 
 extern "C" __global__ void __launch_bounds__(NT, 2)
     conv_mma(const element *__restrict__ in, const element *__restrict__ w, const element *__restrict__ bias,
-             const element *__restrict__ add, element *__restrict__ out, const Lattice l, const int steps,
-             const int padded, const int relu) {
+             const element *__restrict__ add, element *__restrict__ out, const Lattice l, const Digits advance,
+             const int steps, const int relu) {
   FC_SMEM(memory);
   element *as = reinterpret_cast<element *>(memory); // [STAGES][BM][LD]
   element *bs = as + STAGES * BM * LD;               // [STAGES][BN][LD]
@@ -28,9 +30,10 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
   const int64 m0 = (int64)blockIdx.x * BM;
   const int n0 = blockIdx.y * BN, chunk = tid % 4 * RUN;
   const int64 pixels = (int64)l.batch * l.out_size[0] * l.out_size[1] * l.out_size[2];
-  const int blocks = padded / BK, taps = l.taps[0] * l.taps[1] * l.taps[2];
-  in += (int64)group * l.in_channels * l.in_strides[1];
-  w += (int64)group * l.out_channels * taps * padded;
+  const int runs = l.in_channels / RUN; // of a tap
+  const int64 depth = (int64)l.taps[0] * l.taps[1] * l.taps[2] * l.in_channels;
+  in += (int64)group * l.in_channels;
+  w += group * l.out_channels * depth;
 
   Place rows[A_COPIES];
 #pragma unroll
@@ -41,31 +44,26 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     else
       set_outside(rows[i]);
   }
-  Digits place = {{0, 0, 0, 0}}; // of the next step to load: block of channels, tap width, height, depth
-  int tap = 0;
+  Digits place = to_small_digits(tid % 4, runs, l.taps[2], l.taps[1]); // of this thread's run: run, taps
+  int64 run = chunk;                                                   // and in a row of w
   auto load = [&](int stage) {
-    const Digits t = {{place.v[0] * BK + chunk, place.v[1], place.v[2], place.v[3]}};
+    const Digits t = {{place.v[0] * RUN, place.v[1], place.v[2], place.v[3]}};
     const Place at = tap_in(l, t);
+    const bool deep = run < depth;
 #pragma unroll
     for (int i = 0; i < A_COPIES; i++) {
-      const bool valid = t.v[0] < l.in_channels && inside(l, rows[i], at);
+      const bool valid = deep && inside(l, rows[i], at);
       fc::cp_async16(&as[(stage * BM + tid / 4 + i * (NT / 4)) * LD + chunk],
                      valid ? &in[rows[i].offset + at.offset] : in, valid);
     }
 #pragma unroll
     for (int i = 0; i < B_COPIES; i++) {
       const int n = tid / 4 + i * (NT / 4);
-      const bool valid = n0 + n < l.out_channels;
-      fc::cp_async16(&bs[(stage * BN + n) * LD + chunk], valid ? &w[((int64)(n0 + n) * taps + tap) * padded + t.v[0]] : w,
-                     valid);
+      const bool valid = deep && n0 + n < l.out_channels;
+      fc::cp_async16(&bs[(stage * BN + n) * LD + chunk], valid ? &w[(n0 + n) * depth + run] : w, valid);
     }
-    if (++place.v[0] == blocks) {
-      place.v[0] = 0, tap++;
-      if (++place.v[1] == l.taps[2]) {
-        place.v[1] = 0;
-        if (++place.v[2] == l.taps[1]) place.v[2] = 0, place.v[3]++;
-      }
-    }
+    add_digits(place, advance, runs, l.taps[2], l.taps[1]);
+    run += BK;
   };
 
   float sums[MI][NI][4] = {};
@@ -112,6 +110,33 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
         for (int j = 0; j < NI; j++) mma(sums[i][j], fa[i], fb[j]);
     }
   }
+#if OUT_PIXELS_FAST
+  // Through shared memory, so that a warp writes neighbouring pixels of one channel.
+  float *results = reinterpret_cast<float *>(memory); // [BN][LDO]
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < MI; i++)
+#pragma unroll
+    for (int j = 0; j < NI; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        results[(warp_n * (BN / 4) + j * 8 + lane % 4 * 2 + e % 2) * LDO + warp_m * (BM / 2) + i * 16 + lane / 4 + e / 2 * 8] =
+            sums[i][j][e];
+  __syncthreads();
+  const int64 m = m0 + tid % BM;
+  if (m >= pixels) return;
+  const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
+  const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
+#pragma unroll 4
+  for (int n = tid / BM; n < BN && n0 + n < l.out_channels; n += NT / BM) {
+    const int64 channel = (int64)group * l.out_channels + n0 + n;
+    float v = results[n * LDO + tid % BM];
+    if (bias) v += to_real(bias[channel]);
+    if (add) v += to_real(add[from + channel * l.add_strides[1]]);
+    if (relu && v < 0.f) v = 0.f; // NaN stays
+    out[to + channel * l.out_strides[1]] = to_element(v);
+  }
+#else
 #pragma unroll
   for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -134,5 +159,6 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
           out[to + channel * l.out_strides[1]] = to_element(v);
         }
     }
+#endif
 }
 FC_EXPORT(conv_mma)
