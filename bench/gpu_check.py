@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import math
 import statistics
@@ -128,12 +129,18 @@ class Clock:
         return statistics.median(rounds)
 
 
-def operands(row: Row, batch: int, order: str, sets: int) -> list[list[np.ndarray]]:
-    """x, w and dy of each set, float32, the images in `order`."""
+# What is timed: the dtype of arrays, and the algorithm that is asked for. PyTorch's TF32 is allowed for "tf32" only.
+PRECISIONS = {"float32": ("float32", "auto"), "tf32": ("float32", "mma"), "float16": ("float16", "auto"),
+              "bfloat16": ("bfloat16", "auto")}
+
+
+def operands(row: Row, batch: int, order: str, sets: int, dtype: str) -> list[list[np.ndarray]]:
+    """x, w and dy of each set, the images in `order`."""
+    kind = backend.bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
     rng = np.random.default_rng(0)
     result = []
     for _ in range(sets):
-        x, w, dy = (rng.standard_normal(s, np.float32) for s in (
+        x, w, dy = (rng.standard_normal(s, np.float32).astype(kind) for s in (
             (batch, *row.x_shape[1:]), row.w_shape or (1,), (batch, *row.y_shape[1:])))
         if order == "channels_last":
             x, dy = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, dy))
@@ -141,27 +148,29 @@ def operands(row: Row, batch: int, order: str, sets: int) -> list[list[np.ndarra
     return result
 
 
-def passes(row: Row, sets: list[list[Any]]) -> dict[str, Callable[[int], Any]]:
+def passes(row: Row, sets: list[list[Any]], algorithm: str) -> dict[str, Callable[[int], Any]]:
     """What fastconv runs of a row, by pass."""
+    choice = {"algorithm": algorithm}
     if row.op == "conv":
         return {
-            "conv": lambda n: functional.conv(*sets[n][:2], None, *row.arguments),
-            "conv_input_grad": lambda n: functional.conv_input_grad(sets[n][0].shape, *sets[n][1:], *row.arguments),
+            "conv": lambda n: functional.conv(*sets[n][:2], None, *row.arguments, **choice),
+            "conv_input_grad": lambda n: functional.conv_input_grad(sets[n][0].shape, *sets[n][1:], *row.arguments,
+                                                                    **choice),
             "conv_weight_grad": lambda n: functional.conv_weight_grad(sets[n][0], sets[n][1].shape, sets[n][2],
-                                                                      *row.arguments)}
+                                                                      *row.arguments, **choice)}
     if row.op == "conv_transpose":
-        return {"conv": lambda n: functional.conv_transpose(*sets[n][:2], None, *row.arguments)}
+        return {"conv": lambda n: functional.conv_transpose(*sets[n][:2], None, *row.arguments, **choice)}
     function = getattr(functional, row.op)
     return {row.op: lambda n: function(sets[n][0], *row.arguments)}
 
 
-def torch_passes(row: Row, sets: list[list[Any]]) -> dict[str, Callable[[int], Any]]:
+def torch_passes(row: Row, sets: list[list[Any]], tf32: bool) -> dict[str, Callable[[int], Any]]:
     """The same by PyTorch, on the same memory."""
     import torch
 
     tensors = [[torch.from_dlpack(a) for a in arrays] for arrays in sets]
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     axes = len(row.size)
     if row.op in CONVS:
         forward = getattr(torch.nn.functional, f"{row.op}{axes}d")
@@ -184,10 +193,22 @@ def torch_passes(row: Row, sets: list[list[Any]]) -> dict[str, Callable[[int], A
     return {row.op: lambda n: pool(tensors[n][0], *row.arguments)}
 
 
-def times(dry: bool, seconds: float) -> list[dict[str, Any]]:
-    """Rows of the table in both memory orders at batch 32 and 256, until the time is over."""
+def times(dry: bool, seconds: float, precisions: list[str]) -> list[dict[str, Any]]:
+    """Rows of the table in both memory orders at batch 32 and 256; each precision has its share of the time."""
+    results = []
+    for precision in precisions:
+        dtype, algorithm = PRECISIONS[precision]
+        if dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
+            print("times: no bfloat16, for there is no ml_dtypes")
+            continue
+        results += times_of(dry, seconds / len(precisions), precision, dtype, algorithm)
+    return results
+
+
+def times_of(dry: bool, seconds: float, precision: str, dtype: str, algorithm: str) -> list[dict[str, Any]]:
+    """The part of `times` in one precision."""
     clock, results, start = Clock(dry), [], time.monotonic()
-    rows = load()
+    rows = [row for row in load() if algorithm == "auto" or row.op in CONVS]
     if dry:
         rows = [min((r for r in rows if r.op == op), key=lambda r: math.prod(r.x_shape)) for op in dict.fromkeys(
             r.op for r in rows)]
@@ -199,13 +220,15 @@ def times(dry: bool, seconds: float) -> list[dict[str, Any]]:
                 continue
             for order in ("channels_last", "contiguous"):
                 if time.monotonic() - start > seconds:
-                    print("times: the time is over; rows are missing")
+                    print(f"times: the time of {precision} is over; rows are missing")
                     return results
-                sets = [[put(a) for a in arrays] for arrays in operands(row, batch, order, 1 if dry else SETS)]
-                ours, theirs = passes(row, sets), {} if dry else torch_passes(row, sets)
+                sets = [[put(a) for a in arrays] for arrays in operands(row, batch, order, 1 if dry else SETS, dtype)]
+                ours = passes(row, sets, algorithm)
+                theirs = {} if dry else torch_passes(row, sets, precision == "tf32")
                 for name, call in ours.items():
                     entry = {"row": row.name, "kind": row.kind, "pass": name, "batch": batch, "order": order,
-                             "dtype": "float32", "fastconv": clock.time(call), "macs": row.macs // row.batch * batch}
+                             "precision": precision, "fastconv": clock.time(call),
+                             "macs": row.macs // row.batch * batch}
                     if name in theirs:
                         entry["torch"] = clock.time(theirs[name])
                         entry["ratio"] = entry["torch"] / entry["fastconv"]
@@ -214,14 +237,16 @@ def times(dry: bool, seconds: float) -> list[dict[str, Any]]:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """Geometric means of torch's time over ours, by class, pass and order."""
-    groups: dict[tuple[str, str, str], list[float]] = {}
+    """Geometric means of torch's time over ours, by precision, class, pass and order."""
+    columns = {"precision": 10, "kind": 16, "pass": 18, "order": 15}
+    groups: dict[tuple[str, ...], list[float]] = {}
     for r in results:
         if "ratio" in r:
-            groups.setdefault((r["kind"], r["pass"], r["order"]), []).append(r["ratio"])
-    lines = [f"{'class':16}{'pass':18}{'order':15}{'rows':>5}  x torch"]
+            groups.setdefault(tuple(r[column] for column in columns), []).append(r["ratio"])
+    lines = ["".join(f"{column:{width}}" for column, width in columns.items()) + " rows  x torch"]
     for key, ratios in sorted(groups.items()):
-        lines.append(f"{key[0]:16}{key[1]:18}{key[2]:15}{len(ratios):5}  {statistics.geometric_mean(ratios):.2f}")
+        lines.append("".join(f"{value:{width}}" for value, width in zip(key, columns.values(), strict=True))
+                     + f"{len(ratios):5}  {statistics.geometric_mean(ratios):.2f}")
     return "\n".join(lines)
 
 
@@ -247,6 +272,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dry-run", action="store_true", help="on the emulator, smallest rows only")
     parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     options = parser.parse_args(arguments)
     context: Any = nullcontext()
     if options.dry_run:
@@ -255,7 +281,7 @@ def main(arguments: list[str]) -> None:
         context = emulated()
     with context:
         result: Any = (primitives(options.dry_run) if options.part == "primitives"
-                       else times(options.dry_run, options.seconds))
+                       else times(options.dry_run, options.seconds, options.precisions))
     options.out.write_text(json.dumps({"machine": machine(options.dry_run), options.part: result}, indent=1))
     if options.part == "times":
         print(summary(result))

@@ -2,13 +2,13 @@
 # Everything that only a GPU can tell, in one go: bench/gpu_check.sh OUT [PART...]
 #
 # From a bare checkout, with CuPy, PyTorch, Cython and a C compiler there and no network. Parts, each under ten minutes:
-# primitives, tests, sanitizer, times; all of them if none is named. Writes JSON and text to the folder OUT; the JSON is
+# primitives, tests, sanitizer, times, times_mma (on tensor cores); all of them if none is named. Writes JSON and text to the folder OUT; the JSON is
 # to be committed under bench/results/. DRY_RUN=1 runs what needs no GPU, on the emulator of the tests.
 set -uo pipefail
 
 out=${1:?usage: bench/gpu_check.sh OUT [PART...]}
 shift
-parts=${*:-primitives tests sanitizer times}
+parts=${*:-primitives tests sanitizer times times_mma}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -21,6 +21,9 @@ part() { # part NAME COMMAND...
     "${@:2}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
 }
 pytest_gpu() { python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py "$@"; }
+timed() { # timed FILE PRECISION...
+    python bench/gpu_check.py times --out "$1" --precisions "${@:2}" $dry
+}
 sanitized() {
     for tool in memcheck racecheck; do
         compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
@@ -34,7 +37,8 @@ for name in $parts; do
         primitives) part primitives python bench/gpu_check.py primitives --out "$out/gpu_primitives.json" $dry ;;
         tests) part tests pytest_gpu ;;
         sanitizer) if [ -n "$dry" ]; then echo "sanitizer: not in a dry run"; else part sanitizer sanitized; fi ;;
-        times) part times python bench/gpu_check.py times --out "$out/gpu_times.json" $dry ;;
+        times) part times timed "$out/gpu_times.json" float32 ;;
+        times_mma) part times_mma timed "$out/gpu_times_mma.json" float16 tf32 bfloat16 ;;
         *) echo "gpu_check: no part is called '$name'" >&2; exit 2 ;;
     esac
 done

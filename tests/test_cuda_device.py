@@ -221,10 +221,13 @@ def test_gpu_check_runs_dry(tmp_path):
     root = Path(__file__).resolve().parent.parent
     if not (root / "bench" / "gpu_check.sh").exists():
         pytest.skip("bench is not beside the tests")
-    done = subprocess.run(["bash", "bench/gpu_check.sh", str(tmp_path), "primitives", "times"], cwd=root, text=True,
-                          capture_output=True, env={**os.environ, "DRY_RUN": "1"}, check=False)
+    done = subprocess.run(["bash", "bench/gpu_check.sh", str(tmp_path), "primitives", "times", "times_mma"], cwd=root,
+                          text=True, capture_output=True, env={**os.environ, "DRY_RUN": "1"}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed: none" in done.stdout
     times = json.loads((tmp_path / "gpu_times.json").read_text())["times"]
     assert {t["pass"] for t in times} >= {"conv", "conv_input_grad", "conv_weight_grad", "max_pool"}
+    mma = json.loads((tmp_path / "gpu_times_mma.json").read_text())["times"]
+    assert {(t["precision"], t["pass"]) for t in mma} >= {
+        (precision, op) for precision in ("float16", "tf32") for op in ("conv", "conv_input_grad", "conv_weight_grad")}
     assert json.loads((tmp_path / "gpu_primitives.json").read_text())["machine"]["device"] == "emulator"

@@ -11,7 +11,10 @@ import pytest
 from cases import CONVS, LAYOUTS, laid_out
 from test_cuda_conv import ALGORITHMS
 from test_cuda_conv import run as run_conv
-from test_matrix_conv import PASSES, expected, operands
+from test_cuda_mma import CASES as MMA_CASES
+from test_cuda_mma import DTYPES as MMA_DTYPES
+from test_cuda_mma import dtype_named, exact
+from test_matrix_conv import PASSES, expected, operands, reference_of
 from test_matrix_pool import OPS, POOLS, WIDE, cached_operands, compare, conditions, extra
 from test_matrix_pool import expected as expected_pool
 from tolerance import assert_close
@@ -70,6 +73,34 @@ def test_conv(cupy, name, op):
 def test_small_conv(cupy, name, op):
     for algorithm in ALGORITHMS["float32"]:
         check_conv(cupy, name, op, "float32", ["contiguous"] * 3, algorithm)
+
+
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+@pytest.mark.parametrize("op", PASSES)
+@pytest.mark.parametrize("name", CONVS)
+def test_conv_on_tensor_cores(cupy, name, op, dtype):
+    """TF32, float16 and bfloat16, in place and through copies."""
+    if int(cupy.cuda.Device().compute_capability) < 80:
+        pytest.skip("tensor cores of compute capability 8.0 are needed")
+    draw = random.Random(f"{name} {op} {dtype}")
+    for layout in ("contiguous", "channels_last", draw.choice(list(LAYOUTS))):
+        check_mma(cupy, CONVS[name], op, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+@pytest.mark.parametrize("op", PASSES)
+@pytest.mark.parametrize("name", ["several tiles", "ragged channels", "stride, dilation, padding", "groups"])
+def test_small_conv_on_tensor_cores(cupy, name, op, dtype):
+    for layout in ("contiguous", "channels_last"):
+        check_mma(cupy, MMA_CASES[name], op, dtype, layout)
+
+
+def check_mma(cupy, case, op, dtype, layout):
+    kind, given = dtype_named(dtype), exact(case, dtype)
+    x, w, dy = (upload(cupy, laid_out(v, kind, layout)) for v in (given[0], given[1], given[3]))
+    y = run_conv(op, case, x, w, upload(cupy, given[2].astype(kind)), dy, "mma", None)
+    n = case.reduction[op]
+    assert_close(y.get(), reference_of(case, *given)[op], n if dtype == "float32" else 1, magnitude=n**0.5)
 
 
 def check_pool(cupy, name, op, dtype, layout, number):
