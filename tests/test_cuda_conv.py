@@ -36,7 +36,10 @@ def run(op, case, x, w, b, dy, algorithm, out):
 
 
 def check(op, case, dtype, layouts, schedule, algorithm, given=None):
-    """Run one pass and compare; `given` are other operands. Sums of 16 bits are rounded once, at the end."""
+    """Run one pass and compare; `given` are other operands. Sums of 16 bits are rounded once, at the end.
+
+    Returns the kernels that were launched.
+    """
     x, w, b, dy = given or operands(case)
     first, second, third = layouts
     x_layout, w_layout, dy_layout = (first, second, second) if op != "conv_input_grad" else (first, second, first)
@@ -46,7 +49,7 @@ def check(op, case, dtype, layouts, schedule, algorithm, given=None):
     shape = {"conv": case.y, "conv_input_grad": case.x, "conv_weight_grad": case.w}[op]
     guarded = Guarded(shape, dtype, third) if third else None
     out = DeviceArray(guarded.view) if guarded else None
-    with emulated(SCHEDULES[schedule]):
+    with emulated(SCHEDULES[schedule]) as provider:
         y = run(op, case, x, w, device(b.astype(dtype)), dy, algorithm, out)
     if guarded:
         assert y is out or host(y) is guarded.view
@@ -58,6 +61,7 @@ def check(op, case, dtype, layouts, schedule, algorithm, given=None):
     n = case.reduction[op]
     right = (reference_of(case, *given) if given else expected(case))[op]
     assert_close(result, right, 1 if result.itemsize == 2 else n, magnitude=n**0.5)
+    return {launched.kernel for launched in provider.launched}
 
 
 def drawn():

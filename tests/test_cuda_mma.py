@@ -9,7 +9,7 @@ import pytest
 from cases import CONVS, conv, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
 from test_cuda_conv import LONG, check, run
-from test_cuda_pool import POOLS
+from test_cuda_pool import POOLS, dtype_named
 from test_matrix_conv import LAYOUTS, PASSES, reference_of
 from tolerance import assert_close
 
@@ -32,13 +32,6 @@ CASES = {
     "length": conv((2, 16, 33), (24, 16, 5), 2, 2),
     "no sample": conv((0, 16, 5, 5), (16, 16, 3, 3)),
 }
-
-
-def dtype_named(name):
-    """The dtype; bfloat16 is that of ml_dtypes, without which its tests are skipped."""
-    if name == "bfloat16":
-        return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
-    return np.dtype(name)
 
 
 def rounded(values, dtype):

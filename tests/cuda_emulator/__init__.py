@@ -15,6 +15,7 @@ from cuda_emulator.provider import (
     SHUFFLE,
     EmulatorProvider,
     Launched,
+    compile_all,
     emulated,
     require_compiler,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "DeviceArray",
     "EmulatorProvider",
     "Launched",
+    "compile_all",
     "device",
     "emulated",
     "host",

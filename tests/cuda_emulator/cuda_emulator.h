@@ -1,10 +1,16 @@
 // What a CUDA source sees when g++ compiles it for the emulator (-include cuda_emulator.h): the built-ins of CUDA and
 // the device primitives of prim.cuh, as ordinary C++. runtime.cpp schedules the threads. For tests only.
 #pragma once
-#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+// Not <math.h>, which in C++ takes as long to read as most kernels take to compile.
+extern "C" {
+double pow(double, double) noexcept;
+double sqrt(double) noexcept;
+}
+inline float pow(float x, float p) { return __builtin_powf(x, p); }
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
 #define FC_EMULATOR 1
 #define __global__
 #define __device__

@@ -84,11 +84,16 @@ class Provider(Protocol):
 
 
 def source_text(name: str) -> str:
-    """A CUDA source of this package with its own includes in place, so that no compiler needs a search path."""
-    def included(match: re.Match[str]) -> str:
-        return (_SOURCES / match[1]).read_text()
+    """A CUDA source of this package with its own includes in place, so that no compiler needs a search path.
 
-    return re.sub(r'#include "(\w+\.cuh)"\n', included, (_SOURCES / name).read_text())
+    ``#line`` says which line of which file each line is.
+    """
+    lines = [f'#line 1 "{name}"\n']
+    for number, line in enumerate((_SOURCES / name).read_text().splitlines(keepends=True), 1):
+        include = re.fullmatch(r'#include "(\w+\.cuh)"\n', line)
+        lines += [line] if include is None else [
+            f'#line 1 "{include[1]}"\n', (_SOURCES / include[1]).read_text(), f'#line {number + 1} "{name}"\n']
+    return "".join(lines)
 
 
 class CupyProvider:

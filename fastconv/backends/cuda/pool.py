@@ -27,6 +27,8 @@ POOL = np.dtype([
 
 # From this many inputs on a warp shares a window, where those of a row are neighbours in memory.
 LARGE_WINDOW = 64
+# Up to so many threads count elements in 32 bits.
+MOST_INT = 2**31 - 256
 _NO_STRIDES = (0,) * 5
 
 
@@ -152,7 +154,7 @@ def _run(define: str, name: str, problem: PoolProblem, x: Array, y: Array, x2: A
     lanes = 32 if large else 1
     kernel = Kernel("pool.cu", name, (
         ("FC_DTYPE", DTYPES[problem.dtype][0]), (define, 1), ("CHANNELS_FAST", int(channels_fast)), ("LANES", lanes),
-        ("INDEX", "int" if elements * lanes < 2**31 - 256 else "int64"), *(() if kind is None else (("KIND", kind),))))
+        ("INDEX", "int" if elements * lanes < MOST_INT else "int64"), *(() if kind is None else (("KIND", kind),))))
     s = _structure(problem, _strides(x), _strides(y), _strides(x2), _strides(y2))
     provider().launch(kernel, (ceil_div(elements * lanes, 256),), (256,), (*arrays, s, *rest))
 

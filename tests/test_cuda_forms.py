@@ -1,0 +1,94 @@
+"""Every form of every kernel of the GPU backend, by the emulator: in three orders of warps, and with copies of cp.async
+that land at once or as late as they may.
+
+A few cases of the tables of the CPU's tests are enough to launch them all, which is counted; the tables themselves run
+in `test_cuda_conv`, `test_cuda_mma` and `test_cuda_pool`.
+"""
+
+from pathlib import Path
+
+import pytest
+from cases import CONVS
+from cuda_emulator import SCHEDULES, compile_all, require_compiler
+from cuda_kernels import every
+from test_cuda_conv import check as check_conv
+from test_cuda_mma import dtype_named, exact
+from test_cuda_pool import check as check_pool
+from test_matrix_conv import LAYOUTS
+from test_matrix_pool import LAYOUTS as POOL_LAYOUTS
+from test_matrix_pool import POOLS, POWERS
+
+from fastconv.backends.cuda import pool, tiles
+from fastconv.backends.cuda.conv import DTYPES, MMA_RUN
+
+# Channels and pixels lie closer together by turns: in the operand that is read first, and in the other one.
+ALL_LAYOUTS, SAME_LAYOUTS = LAYOUTS[:4], LAYOUTS[:2]
+# Above and below 64 channels of the result, and of the depth, where tiles are another.
+WIDE, DEEP, BOTH, SMALL = "65 out channels", "stride 2", "long reduction to x", "1x1 stride 2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """Compile all of them at once, on all cores."""
+    require_compiler()
+    compile_all(every())
+
+
+def convolutions(dtype):
+    """(pass, case, layouts, algorithm)."""
+    for tile in tiles.SIMT[dtype]:
+        for layouts in ALL_LAYOUTS:
+            yield "conv_weight_grad", "3 groups of primes", layouts, f"simt {tile.name}"
+        for layouts in SAME_LAYOUTS:  # weights are read along other axes in the two passes
+            yield "conv", "3 groups of primes", layouts, f"simt {tile.name}"
+            yield "conv_input_grad", "3 groups of primes", layouts, f"simt {tile.name}"
+    for layouts in SAME_LAYOUTS:
+        yield "conv", "depthwise, dilation", layouts, "direct"
+        for case in ("1x1 stride 2", "length 5", "3d mixed"):  # one tap, three, more
+            yield "conv_weight_grad", case, layouts, "direct"
+        if dtype in MMA_RUN:
+            for case in (WIDE, DEEP):
+                yield "conv", case, layouts, "mma"
+    if dtype in MMA_RUN:
+        yield "conv_input_grad", DEEP, SAME_LAYOUTS[0], "mma"
+        for case in (WIDE, DEEP, BOTH, SMALL):
+            yield "conv_weight_grad", case, SAME_LAYOUTS[0], "mma"
+
+
+def pools():
+    """(pass, case, layouts, number of the power)."""
+    for case, layouts in (("3d mixed", POOL_LAYOUTS[0]), ("3d mixed", POOL_LAYOUTS[1]), ("global 3d", POOL_LAYOUTS[0])):
+        for op in ("max_pool", "max_pool_grad", "max_unpool", "max_unpool_grad", "avg_pool", "avg_pool_grad"):
+            yield op, case, layouts, 0
+        for number in range(len(POWERS) - 1):
+            yield "lp_pool", case, layouts, number
+            yield "lp_pool_grad", case, layouts, number
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolutions(dtype, schedule):
+    number = dtype_named(dtype)
+    launched = set()
+    for op, name, layouts, algorithm in convolutions(dtype):
+        case = CONVS[name]
+        launched |= check_conv(op, case, number, layouts, schedule, algorithm, exact(case, dtype))
+    assert launched == {k for k in every() if k.source != "pool.cu" and k.defines[0][1] == DTYPES[dtype][0]}
+
+
+@pytest.mark.parametrize("index", ["int", "int64"])
+@pytest.mark.parametrize("schedule", ["forward", "reverse", "shuffled"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pools(dtype, schedule, index, monkeypatch):
+    """Copies of cp.async are in none of them. Large arrays count elements in 64 bits; here all do."""
+    if index == "int64":
+        monkeypatch.setattr(pool, "MOST_INT", 0)
+    launched = set()
+    for op, name, layouts, number in pools():
+        launched |= check_pool(op, POOLS[name], dtype, layouts, number, schedule)
+    assert launched == {k for k in every() if k.source == "pool.cu" and k.defines[0][1] == DTYPES[dtype][0]
+                        and dict(k.defines)["INDEX"] in (index, "int64" * (k.name == "scatter"))}
+
+
+def test_pools_copy_nothing_asynchronously():
+    assert "cp_async" not in (Path(pool.__file__).parent / "pool.cu").read_text()
