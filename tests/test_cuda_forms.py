@@ -27,11 +27,12 @@ ALL_LAYOUTS, SAME_LAYOUTS = LAYOUTS[:4], LAYOUTS[:2]
 WIDE, DEEP, BOTH, SMALL = "65 out channels", "stride 2", "long reduction to x", "1x1 stride 2"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """Compile all of them at once, on all cores."""
+def forms(dtype, *, pools):
+    """Those of a dtype, compiled side by side."""
     require_compiler()
-    compile_all(every())
+    found = {k for k in every() if (k.source == "pool.cu") is pools and dict(k.defines)["FC_DTYPE"] == DTYPES[dtype][0]}
+    compile_all(found)
+    return found
 
 
 def convolutions(dtype):
@@ -68,12 +69,11 @@ def pools():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_convolutions(dtype, schedule):
-    number = dtype_named(dtype)
-    launched = set()
+    number, wanted, launched = dtype_named(dtype), forms(dtype, pools=False), set()
     for op, name, layouts, algorithm in convolutions(dtype):
         case = CONVS[name]
         launched |= check_conv(op, case, number, layouts, schedule, algorithm, exact(case, dtype))
-    assert launched == {k for k in every() if k.source != "pool.cu" and k.defines[0][1] == DTYPES[dtype][0]}
+    assert launched == wanted
 
 
 @pytest.mark.parametrize("index", ["int", "int64"])
@@ -83,11 +83,10 @@ def test_pools(dtype, schedule, index, monkeypatch):
     """Copies of cp.async are in none of them. Large arrays count elements in 64 bits; here all do."""
     if index == "int64":
         monkeypatch.setattr(pool, "MOST_INT", 0)
-    launched = set()
+    wanted, launched = forms(dtype, pools=True), set()
     for op, name, layouts, number in pools():
         launched |= check_pool(op, POOLS[name], dtype, layouts, number, schedule)
-    assert launched == {k for k in every() if k.source == "pool.cu" and k.defines[0][1] == DTYPES[dtype][0]
-                        and dict(k.defines)["INDEX"] in (index, "int64" * (k.name == "scatter"))}
+    assert launched == {k for k in wanted if dict(k.defines)["INDEX"] == index or k.name == "scatter"}
 
 
 def test_pools_copy_nothing_asynchronously():

@@ -79,8 +79,8 @@ def seen_in(op, dtype):
     return seen
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_seen(name, monkeypatch):
+def plant(name, monkeypatch):
+    """Put a mistake into the sources; returns pass and dtype."""
     op, dtype, source, there, instead = MISTAKES[name]
     original = backend.source_text
 
@@ -93,7 +93,12 @@ def test_a_mistake_is_seen(name, monkeypatch):
 
     monkeypatch.setattr(EmulatorProvider, "_entries", {})
     monkeypatch.setattr(backend, "source_text", changed)
-    assert seen_in(op, dtype)
+    return op, dtype
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_seen(name, monkeypatch):
+    assert seen_in(*plant(name, monkeypatch))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -127,6 +127,9 @@ __attribute__((noinline)) void switch_to(Fiber *to) {
   Fiber *from = me();
   if (to == from) return;
   self = to;
+#ifdef EMU_ASM
+  void *sp = to->sp; // read here: behind the switch ThreadSanitizer takes the reader for the other fiber
+#endif
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from->fake_stack, to->stack, to->stack_size);
 #endif
@@ -134,7 +137,7 @@ __attribute__((noinline)) void switch_to(Fiber *to) {
   __tsan_switch_to_fiber(to->tsan, 1); // 1: the switch orders nothing, so that missing barriers show as races
 #endif
 #ifdef EMU_ASM
-  emu_switch(&from->sp, to->sp);
+  emu_switch(&from->sp, sp);
 #else
   swapcontext(&from->context, &to->context);
 #endif
