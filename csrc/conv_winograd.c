@@ -1,4 +1,4 @@
-/* Winograd convolution at step 1, fused block by block; see fc_wino in fastconv.h. */
+/* Winograd convolution, fused block by block; see fc_wino in fastconv.h. */
 #include <stddef.h>
 #include <string.h>
 
@@ -25,14 +25,56 @@ static const struct {
 
 static int points_of(int shape) { return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2]; }
 
+/* One term, along each axis: its first input position for output 0, counted from the first tap; taps, at most r. */
+typedef struct {
+    int64_t first[3], taps[3];
+} part;
+
+/* Taps of one part along an axis whose shape has `points` points. */
+static int64_t most_taps(const fc_wino *p, int axis) { return shapes[p->shape].points[axis] == 1 ? 1 : shapes[p->shape].taps; }
+
+/* Parts along an axis, and where `taps` is given the first position and the number of taps of each. */
+static int64_t cut_axis(const fc_wino *p, int axis, int64_t *first, int64_t *taps) {
+    const int64_t step = p->l.step[axis], r = most_taps(p, axis);
+    int64_t parts = 0;
+    for (int64_t residue = 0; residue < min64(step, p->extent[axis]); residue++) {
+        const int64_t all = ceil_div(p->extent[axis] - residue, step);
+        for (int64_t t = 0; t < all; t += r, parts++)
+            if (taps) first[parts] = residue + t * step, taps[parts] = min64(r, all - t);
+    }
+    return parts;
+}
+
+static void list_terms(const fc_wino *p, part *terms) {
+    int64_t first[3][FC_WINO_TERMS], taps[3][FC_WINO_TERMS];
+    for (int a = 0; a < 3; a++) cut_axis(p, a, first[a], taps[a]);
+    for (int64_t i = 0; i < p->terms; i++) {
+        int64_t rest = i;
+        for (int a = 2; a >= 0; a--) {
+            terms[i].first[a] = first[a][rest % p->parts[a]], terms[i].taps[a] = taps[a][rest % p->parts[a]];
+            rest /= p->parts[a];
+        }
+    }
+}
+
+/* Whether the transformed weights of a term are zero at point q: the point at infinity sees only the r-th tap. */
+static int vanishes(const fc_wino *p, const part *term, int q) {
+    for (int a = 2; a >= 0; a--) {
+        const int n = shapes[p->shape].points[a];
+        if (n > 1 && q % n == n - 1 && term->taps[a] < shapes[p->shape].taps) return 1;
+        q /= n;
+    }
+    return 0;
+}
+
 /* Predicted cycles of all tasks, if there are `blocks` of tiles and `panel_blocks` of panels. */
 static int64_t predicted(const fc_wino *p, int64_t tiles, int points, int64_t blocks, int64_t panel_blocks) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t block = ceil_div(tiles, blocks), panels = ceil_div(p->panels, panel_blocks);
-    const int64_t product = l->in_channels * block * (k->nr / k->vl);
-    const int64_t weights = l->in_channels * k->nr * (int64_t)sizeof(real) / WEIGHT_BYTES;
-    const int64_t transforms = ceil_div(l->in_channels, k->vl) + panels * (k->nr / k->vl);
+    const int64_t product = p->depth * block * (k->nr / k->vl);
+    const int64_t weights = p->depth * k->nr * (int64_t)sizeof(real) / WEIGHT_BYTES;
+    const int64_t transforms = p->terms * ceil_div(l->in_channels, k->vl) + panels * (k->nr / k->vl);
     const int64_t task = points *
                          (block * transforms * TRANSFORM_CYCLES + panels * (max64(product, weights) + weights / 4));
     return ceil_div(l->groups * blocks * panel_blocks, max64(p->min_tasks, 1)) * task;
@@ -61,6 +103,14 @@ static void cut(fc_wino *p, int64_t tiles, int points) {
     p->panel_blocks = ceil_div(p->panels, p->panels_per_task);
 }
 
+/* Input positions along a row that `run` neighbouring tiles need. */
+static int64_t row_width(const fc_wino *p, int64_t run) {
+    const int n = shapes[p->shape].points[2], m = shapes[p->shape].outputs[2];
+    int64_t first[FC_WINO_TERMS], taps[FC_WINO_TERMS], last = 0;
+    for (int64_t i = cut_axis(p, 2, first, taps) - 1; i >= 0; i--) last = max64(last, first[i]);
+    return ((run - 1) * m + n - 1) * p->l.step[2] + last + 1;
+}
+
 void FC_NAME(fc_wino_block)(fc_wino *p) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
@@ -70,14 +120,29 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
         p->tiles[a] = ceil_div(l->out_size[a], shapes[p->shape].outputs[a]);
         per_image *= p->tiles[a];
         p->first[a] = INT64_MAX;
-        for (int64_t t = 0; t < l->taps; t++) p->first[a] = min64(p->first[a], l->tap_at[3 * t + a]);
+        int64_t last = INT64_MIN;
+        for (int64_t t = 0; t < l->taps; t++) {
+            p->first[a] = min64(p->first[a], l->tap_at[3 * t + a]);
+            last = max64(last, l->tap_at[3 * t + a]);
+        }
+        p->extent[a] = last - p->first[a] + 1;
+        p->parts[a] = cut_axis(p, a, NULL, NULL);
     }
+    p->terms = p->parts[0] * p->parts[1] * p->parts[2];
     p->tiles_per_image = per_image;
+
+    part terms[FC_WINO_TERMS];
+    list_terms(p, terms);
+    int64_t products = 0;
+    for (int64_t i = 0; i < p->terms; i++)
+        for (int q = 0; q < points; q++) products += !vanishes(p, &terms[i], q);
+    p->depth = ceil_div(products * l->in_channels, points);
     const int64_t tiles = l->batch * per_image;
 
     /* Rows of V hold whole vectors, and are skewed against each other where their distance would be a multiple of
      * 2 KB, so that points and tiles do not all fall into the same few sets of L1. */
-    p->ldv = ceil_div(l->in_channels, k->vl) * k->vl;
+    p->term_width = ceil_div(l->in_channels, k->vl) * k->vl;
+    p->ldv = p->terms * p->term_width;
     if (p->ldv * (int64_t)sizeof(real) % 2048 == 0) p->ldv += 64 / (int64_t)sizeof(real);
     cut(p, tiles, points);
     p->ldq_v = p->block_tiles * p->ldv + 64 / (int64_t)sizeof(real);
@@ -87,12 +152,11 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
     p->pack_tasks = l->groups * p->panels;
 
     const int64_t real_bytes = (int64_t)sizeof(real);
-    p->packed_bytes = l->groups * p->panels * points * l->in_channels * k->nr * real_bytes;
+    p->packed_bytes = l->groups * p->panels * points * p->terms * l->in_channels * k->nr * real_bytes;
     p->stage = 0;
-    if (l->in_stride[1] != 1) {
-        const int64_t width = min64(p->block_tiles, p->tiles[2]) * shapes[p->shape].outputs[2] + shapes[p->shape].taps;
-        p->stage = shapes[p->shape].points[0] * shapes[p->shape].points[1] * width * k->vl;
-    }
+    if (l->in_stride[1] != 1)
+        p->stage = shapes[p->shape].points[0] * shapes[p->shape].points[1] * k->vl *
+                   row_width(p, min64(p->block_tiles, p->tiles[2]));
     if (l->out_stride[1] != 1) {
         const int64_t width = min64(p->block_tiles, p->tiles[2]) * shapes[p->shape].outputs[2];
         p->stage = max64(p->stage, shapes[p->shape].outputs[0] * shapes[p->shape].outputs[1] * width * k->vl);
@@ -105,7 +169,7 @@ void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t group = task / p->panels, panel = task % p->panels;
-    int64_t tap_w[5 * 5 * 5];
+    int64_t tap_w[FC_WINO_TAPS * FC_WINO_TAPS * FC_WINO_TAPS];
     fc_wino_weights g = {.w = (const real *)w + group * l->w_stride[0] + panel * k->nr * l->w_stride[1],
                          .end = weights_end(l, w),
                          .tap_w = tap_w,
@@ -113,15 +177,24 @@ void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_
                          .lane_stride = l->w_stride[1],
                          .channels = l->in_channels,
                          .lanes = min64(k->nr, l->out_channels - panel * k->nr),
-                         .ldq = l->in_channels * k->nr};
-    const int ry = shapes[p->shape].points[1] == 1 ? 1 : shapes[p->shape].taps;
-    const int rx = shapes[p->shape].points[2] == 1 ? 1 : shapes[p->shape].taps;
-    for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
-        const int64_t *at = l->tap_at + 3 * t;
-        tap_w[((at[0] - p->first[0]) * ry + at[1] - p->first[1]) * rx + at[2] - p->first[2]] = l->tap_w[t];
+                         .ldq = p->terms * l->in_channels * k->nr};
+    const int64_t r[3] = {most_taps(p, 0), most_taps(p, 1), most_taps(p, 2)};
+    part terms[FC_WINO_TERMS];
+    list_terms(p, terms);
+    for (int64_t i = 0; i < p->terms; i++) {
+        for (int64_t t = 0; t < r[0] * r[1] * r[2]; t++) tap_w[t] = FC_NO_TAP;
+        for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
+            int64_t index = 0, inside = 1;
+            for (int a = 0; a < 3; a++) {
+                const int64_t beyond = l->tap_at[3 * t + a] - p->first[a] - terms[i].first[a];
+                inside = inside && beyond >= 0 && beyond % l->step[a] == 0 && beyond / l->step[a] < terms[i].taps[a];
+                index = index * r[a] + beyond / l->step[a];
+            }
+            if (inside) tap_w[index] = l->tap_w[t];
+        }
+        g.u = (real *)packed + (task * points_of(p->shape) * p->terms + i) * l->in_channels * k->nr;
+        k->wino_weights(p->shape, &g);
     }
-    g.u = (real *)packed + task * points_of(p->shape) * l->in_channels * k->nr;
-    k->wino_weights(p->shape, &g);
 }
 
 /* Where tile `tile` (of all images) begins: its image, and its first output along each axis. */
@@ -138,17 +211,23 @@ static int64_t place(const fc_wino *p, int64_t tile, int64_t at[3]) {
 static void input_nhwc(const fc_wino *p, const real *in, int64_t from, int64_t to, real *v) {
     const fc_lattice *l = &p->l;
     fc_wino_input g = {.channels = l->in_channels, .ldq = p->ldq_v};
+    part terms[FC_WINO_TERMS];
+    list_terms(p, terms);
     for (int64_t tile = from; tile < to; tile++) {
         int64_t at[3];
-        g.in = in + place(p, tile, at) * l->in_stride[0];
-        for (int a = 0; a < 3; a++) {
-            const int64_t first = at[a] + p->first[a];
-            g.in += first * l->in_stride[a + 2];
-            g.stride[a] = l->in_stride[a + 2];
-            g.low[a] = -first, g.high[a] = l->in_size[a] - first;
+        const real *image = in + place(p, tile, at) * l->in_stride[0];
+        for (int64_t i = 0; i < p->terms; i++) {
+            g.in = image;
+            for (int a = 0; a < 3; a++) {
+                const int64_t step = l->step[a], first = at[a] * step + p->first[a] + terms[i].first[a];
+                g.in += first * l->in_stride[a + 2];
+                g.stride[a] = step * l->in_stride[a + 2];
+                g.low[a] = first < 0 ? ceil_div(-first, step) : 0;
+                g.high[a] = first < l->in_size[a] ? ceil_div(l->in_size[a] - first, step) : 0;
+            }
+            g.v = v + (tile - from) * p->ldv + i * p->term_width;
+            ((const fc_kernels *)l->kernels)->wino_input(p->shape, &g);
         }
-        g.v = v + (tile - from) * p->ldv;
-        ((const fc_kernels *)l->kernels)->wino_input(p->shape, &g);
     }
 }
 
@@ -159,58 +238,78 @@ static void input_any(const fc_wino *p, const real *in, int64_t from, int64_t to
     const fc_kernels *k = l->kernels;
     const int *points = shapes[p->shape].points, *outputs = shapes[p->shape].outputs;
     fc_wino_input g = {.channels = k->vl, .ldq = p->ldq_v, .high = {points[0], points[1], points[2]}};
+    part terms[FC_WINO_TERMS];
+    list_terms(p, terms);
     for (int64_t tile = from, run; tile < to; tile += run) {
         int64_t at[3];
         const real *image = in + place(p, tile, at) * l->in_stride[0];
         run = min64(to - tile, p->tiles[2] - at[2] / outputs[2]);
-        const int64_t width = (run - 1) * outputs[2] + points[2], x = at[2] + p->first[2];
+        const int64_t width = row_width(p, run), x = at[2] * l->step[2] + p->first[2];
         const int64_t low = min64(max64(-x, 0), width), high = max64(min64(l->in_size[2] - x, width), low);
-        for (int64_t c = 0; c < l->in_channels; c += k->vl) {
-            for (int z = 0; z < points[0]; z++)
-                for (int y = 0; y < points[1]; y++) {
-                    real *row = stage + (z * points[1] + y) * width * k->vl;
-                    const int64_t iz = at[0] + p->first[0] + z, iy = at[1] + p->first[1] + y;
-                    if (iz < 0 || iz >= l->in_size[0] || iy < 0 || iy >= l->in_size[1]) {
-                        memset(row, 0, (size_t)(width * k->vl) * sizeof(real));
-                        continue;
+        g.stride[2] = l->step[2] * k->vl, g.stride[1] = width * k->vl, g.stride[0] = points[1] * g.stride[1];
+        for (int64_t c = 0; c < l->in_channels; c += k->vl)
+            for (int64_t rows = 0; rows < p->terms; rows += p->parts[2]) { /* terms that share their rows */
+                for (int z = 0; z < points[0]; z++)
+                    for (int y = 0; y < points[1]; y++) {
+                        real *row = stage + (z * points[1] + y) * width * k->vl;
+                        const int64_t iz = (at[0] + z) * l->step[0] + p->first[0] + terms[rows].first[0];
+                        const int64_t iy = (at[1] + y) * l->step[1] + p->first[1] + terms[rows].first[1];
+                        if (iz < 0 || iz >= l->in_size[0] || iy < 0 || iy >= l->in_size[1]) {
+                            memset(row, 0, (size_t)(width * k->vl) * sizeof(real));
+                            continue;
+                        }
+                        memset(row, 0, (size_t)(low * k->vl) * sizeof(real));
+                        k->channels_in(image + iz * l->in_stride[2] + iy * l->in_stride[3] +
+                                           (x + low) * l->in_stride[4] + c * l->in_stride[1],
+                                       l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low,
+                                       row + low * k->vl, k->vl);
+                        memset(row + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
                     }
-                    memset(row, 0, (size_t)(low * k->vl) * sizeof(real));
-                    k->channels_in(image + iz * l->in_stride[2] + iy * l->in_stride[3] + (x + low) * l->in_stride[4] +
-                                       c * l->in_stride[1],
-                                   l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low, row + low * k->vl,
-                                   k->vl);
-                    memset(row + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
-                }
-            g.stride[2] = k->vl, g.stride[1] = width * k->vl, g.stride[0] = points[1] * g.stride[1];
-            for (int64_t t = 0; t < run; t++) {
-                g.in = stage + t * outputs[2] * k->vl;
-                g.v = v + (tile - from + t) * p->ldv + c;
-                k->wino_input(p->shape, &g);
+                for (int64_t i = rows; i < rows + p->parts[2]; i++)
+                    for (int64_t t = 0; t < run; t++) {
+                        g.in = stage + (t * outputs[2] * l->step[2] + terms[i].first[2]) * k->vl;
+                        g.v = v + (tile - from + t) * p->ldv + i * p->term_width + c;
+                        k->wino_input(p->shape, &g);
+                    }
             }
-        }
     }
 }
 
-/* Products of the tiles [from, to) with one panel of weights. */
+/* Products of the tiles with one panel of weights. */
 static void multiply(const fc_wino *p, const real *v, const real *u, int64_t tiles, int vectors, real *m) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int points = points_of(p->shape);
     const int64_t strips = ceil_div(tiles, k->mr);
-    fc_term term;
-    fc_gemm g = {.terms = &term, .n_terms = 1, .lda = p->ldv, .ldb = k->nr, .ldc = k->nr, .n = vectors * k->vl};
-    for (int q = 0; q < points; q++)
-        for (int64_t c = 0; c < l->in_channels; c += CHUNK) {
-            term.k = min64(CHUNK, l->in_channels - c);
-            g.add = c > 0;
+    fc_term sum[FC_WINO_TERMS];
+    fc_gemm g = {.terms = sum, .lda = p->ldv, .ldb = k->nr, .ldc = k->nr, .n = vectors * k->vl};
+    part terms[FC_WINO_TERMS];
+    list_terms(p, terms);
+    for (int q = 0; q < points; q++) {
+        int64_t term = 0, c = 0;
+        for (g.add = 0;; g.add = 1) {
+            int64_t length = 0; /* of this partial sum */
+            for (g.n_terms = 0; term < p->terms; term++, c = 0) {
+                if (vanishes(p, &terms[term], q)) continue;
+                const int64_t room = CHUNK - length, rest = l->in_channels - c;
+                if (length > 0 && (room == 0 || (rest > room && rest <= CHUNK))) break;
+                fc_term *t = &sum[g.n_terms++];
+                t->k = min64(rest, room);
+                t->a = v + q * p->ldq_v + term * p->term_width + c;
+                t->b = u + ((q * p->terms + term) * l->in_channels + c) * k->nr;
+                length += t->k, c += t->k;
+                if (c < l->in_channels) break;
+            }
+            if (!g.n_terms && g.add) break;
             for (int64_t i = 0; i < strips; i++) { /* strips of even height */
                 const int64_t t0 = tiles * i / strips, t1 = tiles * (i + 1) / strips;
-                term.a = v + q * p->ldq_v + t0 * p->ldv + c;
-                term.b = u + (q * l->in_channels + c) * k->nr;
+                g.a_shift = t0 * p->ldv;
                 g.c = m + q * p->ldq_m + t0 * k->nr;
                 k->gemm_row((int)(t1 - t0), vectors, &g);
             }
+            if (term == p->terms) break;
         }
+    }
 }
 
 /* Transforms the products back and stores `channels` output channels of the tiles [from, to). */
@@ -280,7 +379,7 @@ int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, 
     const int64_t last = min64((panel_block + 1) * p->panels_per_task, p->panels);
     for (int64_t panel = panel_block * p->panels_per_task; panel < last; panel++) {
         const int64_t first = panel * k->nr, channels = min64(k->nr, l->out_channels - first);
-        const real *u = (const real *)packed + (group * p->panels + panel) * points * l->in_channels * k->nr;
+        const real *u = (const real *)packed + (group * p->panels + panel) * points * p->terms * l->in_channels * k->nr;
         const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
         multiply(p, v, u, to - from, channels > k->vl ? 2 : 1, m);
         output(p, m, from, to, channels, bias, out + first * l->out_stride[1], stage, check);

@@ -146,12 +146,19 @@ void fc_pixels_pack(const fc_pixels *p, const void *w, void *packed, int64_t tas
 int fc_pixels_run(const fc_pixels *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                   int64_t task);
 
-/* The same by Winograd's minimal filtering, for lattices with step 1 whose taps fill a 3, 5, 3x3, 5x5 or 3x3x3 box.
+/* The same by Winograd's minimal filtering F(m, r), for lattices whose taps fill a box without gaps.  Along each axis
+ * the taps are cut into parts, by their residue modulo step, and then into at most r neighbours: with step 2 and r = 2
+ *
+ *      taps   0 1 2      part 0: taps 0 and 2, on inputs  0 2 4 6 ..
+ *                        part 1: tap  1,       on inputs  1 3 5 7 ..
+ *
+ * A term is a part of each axis, a convolution with step 1 and at most r taps; all of them are summed before the way
+ * back.  Parts of fewer than r taps have zeros in the last transformed weight (the point at infinity), which is skipped.
  *
  * A task takes a block of output tiles (of all images of the batch) and a range of panels of nr out channels:
  *
- *      V[point][tile][channel]   transformed patches; stays in L2
- *      for each panel:  M[point][tile][nr] = V[point] x U[point][channel][nr], one product per point;
+ *      V[point][tile][term][channel]   transformed patches; stays in L2
+ *      for each panel:  M[point][tile][nr] = V[point] x U[point][term][channel][nr], one product per point;
  *                       the outputs of each tile, with bias and relu, from its points of M
  *
  * A NaN or infinity in a patch reaches all outputs of its tile, and a patch of huge numbers may overflow: a task
@@ -161,12 +168,17 @@ typedef struct {
     int relu;
     int shape;         /* row of winograd.def */
     int64_t min_tasks; /* threads, that tasks are to keep busy; changes no result */
-    int64_t first[3];  /* input position of the first tap for output 0 */
+    int64_t first[3], extent[3]; /* input position of the first tap for output 0; positions that taps span */
+    int64_t parts[3], terms;     /* of the taps of each axis; parts[0] * parts[1] * parts[2] */
+    int64_t depth;               /* mean terms x channels of a point's product */
     int64_t tiles[3], tiles_per_image, block_tiles, blocks;
     int64_t panels, panels_per_task, panel_blocks;
-    int64_t ldv, ldq_v, ldq_m, stage;
+    int64_t term_width, ldv, ldq_v, ldq_m, stage;
     int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
 } fc_wino;
+
+/* Terms of a convolution by Winograd, and taps of one part. */
+enum { FC_WINO_TERMS = 64, FC_WINO_TAPS = 5 };
 
 /* Fills in the blocking from `l`, `relu`, `shape` and `min_tasks`. */
 void fc_wino_block(fc_wino *p);

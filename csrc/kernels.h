@@ -104,7 +104,8 @@ typedef struct {
 #define fc_wino_output FC_NAME(fc_wino_output)
 
 /* A panel of transformed weights: u[q * ldq + channel * nr + lane], lanes beyond `lanes` are zeros.  tap_w: offsets of
- * the taps in w, row-major.  May read from w up to `end`. */
+ * the taps in w, row-major; FC_NO_TAP: a zero.  May read from w up to `end`. */
+#define FC_NO_TAP INT64_MIN
 typedef struct {
     const real *w, *end;
     const int64_t *tap_w;

@@ -129,6 +129,19 @@ FC_INLINE void FC_NAME(grad_g)(const int n, const int m, vec *w, const int s) {
         w[s] = R(0.5) * (w0 + w1);
         w[2 * s] = R(0.5) * (w0 - w1);
         w[3 * s] = w1;
+    } else if (n == 5) {
+        const vec w0 = w[0], w1 = w[s], w2 = w[2 * s];
+        vec odd1 = R(P3) * w1, odd2 = R(P4) * w1, last = w2;
+        if (m == 4) {
+            const vec w3 = w[3 * s];
+            odd1 += R(P3 * Q3) * w3, odd2 += R(P4 * Q4) * w3, last = w3;
+        }
+        const vec even1 = w0 + R(Q3) * w2, even2 = w0 + R(Q4) * w2;
+        w[0] = R(0.5 / (P3 * (Q3 - Q4))) * (odd1 + even1);
+        w[s] = R(0.5 / (P3 * (Q3 - Q4))) * (odd1 - even1);
+        w[2 * s] = R(0.5 / (P4 * (Q4 - Q3))) * (odd2 + even2);
+        w[3 * s] = R(0.5 / (P4 * (Q4 - Q3))) * (odd2 - even2);
+        w[4 * s] = last;
     } else if (n == 6) {
         const vec w0 = w[0], w1 = w[s];
         vec even1 = w0, odd1 = R(P1) * w1, even2 = w0, odd2 = R(P2) * w1, last = w1;
@@ -152,6 +165,13 @@ FC_INLINE void FC_NAME(grad_at)(const int n, const int r, vec *d, const int s) {
         d[0] = d0 + d1 + d2;
         d[s] = d1 - d2;
         d[2 * s] = d1 + d2 + d3;
+    } else if (n == 5) {
+        const vec sum1 = d[0] + d[s], dif1 = d[0] - d[s], sum2 = d[2 * s] + d[3 * s], dif2 = d[2 * s] - d[3 * s],
+                  d4 = d[4 * s];
+        d[0] = sum1 + sum2;
+        d[s] = R(P3) * dif1 + R(P4) * dif2;
+        if (r == 2) d[s] += d4;
+        if (r == 3) d[2 * s] = R(Q3) * sum1 + R(Q4) * sum2 + d4;
     } else if (n == 6) {
         const vec d0 = d[0], sum1 = d[s] + d[2 * s], dif1 = d[s] - d[2 * s], sum2 = d[3 * s] + d[4 * s],
                   dif2 = d[3 * s] - d[4 * s], d5 = d[5 * s];

@@ -3,6 +3,7 @@
  *      y = A^T [ (G w) * (B^T x) ]            Lavin and Gray, "Fast algorithms for convolutional neural networks",
  *                                             CVPR 2016; the matrices by Cook and Toom from the points
  *      4 points: 0, +-1, infinity
+ *      5 points: +-1/2, +-5/4, infinity
  *      6 points: 0, +-5/8, +-3/2, infinity    chosen for small rounding errors: Barabasz et al., "Error analysis and
  *                                             improving the accuracy of Winograd convolution", TOMS 2020
  *
@@ -12,6 +13,10 @@
 
 #define P1 0.625 /* the points of the 6-point transforms: +-P1, +-P2 */
 #define P2 1.5
+#define P3 0.5 /* of the 5-point transforms */
+#define P4 1.25
+#define Q3 (P3 * P3)
+#define Q4 (P4 * P4)
 #define Q1 (P1 * P1)
 #define Q2 (P2 * P2)
 #define R(x) ((real)(x))
@@ -24,6 +29,15 @@ FC_INLINE void FC_NAME(wino_bt)(const int n, vec *d, const int s) {
         d[s] = d1 + d2;
         d[2 * s] = d2 - d1;
         d[3 * s] = d3 - d1;
+    } else if (n == 5) {
+        const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s], d4 = d[4 * s];
+        const vec odd1 = d3 - R(Q4) * d1, even1 = R(P3) * d2 - R(P3 * Q4) * d0;
+        const vec odd2 = d3 - R(Q3) * d1, even2 = R(P4) * d2 - R(P4 * Q3) * d0;
+        d[0] = odd1 + even1;
+        d[s] = odd1 - even1;
+        d[2 * s] = odd2 + even2;
+        d[3 * s] = odd2 - even2;
+        d[4 * s] = R(Q3 * Q4) * d0 - R(Q3 + Q4) * d2 + d4;
     } else if (n == 6) {
         const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s], d4 = d[4 * s], d5 = d[5 * s];
         const vec even1 = d4 - R(Q2) * d2, odd1 = R(P1) * d3 - R(P1 * Q2) * d1;
@@ -43,6 +57,14 @@ FC_INLINE void FC_NAME(wino_at)(const int n, const int m, vec *d, const int s) {
         const vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s];
         d[0] = d0 + d1 + d2;
         d[s] = d1 - d2 + d3;
+    } else if (n == 5) {
+        const vec sum1 = d[0] + d[s], dif1 = d[0] - d[s], sum2 = d[2 * s] + d[3 * s], dif2 = d[2 * s] - d[3 * s],
+                  d4 = d[4 * s];
+        d[0] = sum1 + sum2;
+        d[s] = R(P3) * dif1 + R(P4) * dif2;
+        d[2 * s] = R(Q3) * sum1 + R(Q4) * sum2;
+        if (m == 3) d[2 * s] += d4;
+        if (m == 4) d[3 * s] = R(P3 * Q3) * dif1 + R(P4 * Q4) * dif2 + d4;
     } else if (n == 6) {
         const vec d0 = d[0], sum1 = d[s] + d[2 * s], dif1 = d[s] - d[2 * s], sum2 = d[3 * s] + d[4 * s],
                   dif2 = d[3 * s] - d[4 * s], d5 = d[5 * s];
@@ -165,6 +187,18 @@ FC_INLINE void FC_NAME(wino_g)(const int n, const int r, dvec *w, const int s) {
         w[s] = even + odd;
         w[2 * s] = even - odd;
         w[3 * s] = w2;
+    } else if (n == 5) {
+        const dvec w0 = w[0], w1 = w[s];
+        dvec even1 = w0, even2 = w0, last = w1;
+        if (r == 3) {
+            const dvec w2 = w[2 * s];
+            even1 += Q3 * w2, even2 += Q4 * w2, last = w2;
+        }
+        w[0] = 0.5 / (P3 * (Q3 - Q4)) * (P3 * w1 + even1);
+        w[s] = 0.5 / (P3 * (Q3 - Q4)) * (P3 * w1 - even1);
+        w[2 * s] = 0.5 / (P4 * (Q4 - Q3)) * (P4 * w1 + even2);
+        w[3 * s] = 0.5 / (P4 * (Q4 - Q3)) * (P4 * w1 - even2);
+        w[4 * s] = last;
     } else if (n == 6) {
         /* row p: (w0 + p w1 + p^2 w2 + ..) / product of the differences to the other points */
         const dvec w0 = w[0], w1 = w[s], w2 = w[2 * s];
@@ -188,6 +222,7 @@ FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int 
     enum { MOST_TAPS = 32 };
     int64_t low = 0, span = 0;
     for (int t = 0; t < rz * ry * rx; t++) {
+        if (g->tap_w[t] == FC_NO_TAP) continue;
         low = lesser(low, g->tap_w[t]);
         span = lesser(span, ~g->tap_w[t]); /* minus the largest, minus one */
     }
@@ -212,10 +247,12 @@ FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int 
                 for (int y = 0; y < ry; y++)
                     for (int x = 0; x < rx; x++) {
                         const int64_t at = g->tap_w[(z * ry + y) * rx + x];
-                        const real *tap = w + at;
-                        vec lanes = span ? vload(taps[at]) : (vec){0};
-                        for (int l = 0; !span && l < VL; l++)
-                            if (first + l < g->lanes) lanes[l] = tap[l * g->lane_stride];
+                        vec lanes = {0};
+                        if (at != FC_NO_TAP && span)
+                            lanes = vload(taps[at]);
+                        else if (at != FC_NO_TAP)
+                            for (int l = 0; l < VL; l++)
+                                if (first + l < g->lanes) lanes[l] = w[at + l * g->lane_stride];
                         d[(z * ny + y) * nx + x] = __builtin_convertvector(lanes, dvec);
                     }
             for (int z = 0; z < rz; z++) {

@@ -6,6 +6,7 @@ What computes is counted in multiply-adds of whole vectors, of which a core star
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 from pathlib import Path
@@ -47,8 +48,15 @@ class Shape(NamedTuple):
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """The kernel that it serves."""
+        """The kernel that it serves in one piece."""
         return tuple(1 if n == 1 else self.taps for n in self.points)
+
+
+class Phase(NamedTuple):
+    """Outputs along one axis that are computed together, and how Winograd cuts the taps that they meet (fc_wino)."""
+
+    size: int
+    parts: tuple[int, ...]  # taps of each
 
 
 @cache
@@ -145,6 +153,20 @@ def clock() -> float:
     return 3e9
 
 
+def winograd_phases(p: ConvProblem, op: str, shape: Shape) -> tuple[tuple[Phase, ...], ...]:
+    """The phases of each axis: one in a forward pass, `stride` of them in a data gradient."""
+    axes = []
+    for n, m, kernel, stride, dilation, taps, points in zip(
+            p.in_size, p.out_size, p.kernel, p.stride, p.dilation, shape.kernel, shape.points, strict=True):
+        residues = [_ceil_div(kernel - i, stride) for i in range(min(stride, kernel))]
+        cut = [tuple(min(taps, k - i) for i in range(0, k, taps)) for k in residues]
+        if op == "conv_input_grad":
+            axes.append(tuple(Phase(_ceil_div(_ceil_div(n, stride), dilation), parts) for parts in cut))
+        else:
+            axes.append((Phase(_ceil_div(m, dilation), tuple(itertools.chain(*cut))),))
+    return tuple(axes)
+
+
 def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed: bool) -> float:
     """Predicted cycles of a Winograd shape; `packed` if the weights are transformed already."""
     if op == "conv_weight_grad":
@@ -154,24 +176,34 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     read, written = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
     grids = math.prod(min(d, n) for d, n in zip(p.dilation, size, strict=True) if n)
-    tiles = max(batch, 1) * math.prod(
-        _ceil_div(_ceil_div(n, d), m) for n, d, m in zip(size, p.dilation, shape.outputs, strict=True))
-    points = math.prod(shape.points)
+    points, axes = math.prod(shape.points), winograd_phases(p, op, shape)
+    tiles, terms, multiplied = (max(batch, 1) * math.prod(sum(per_axis) for per_axis in counted) for counted in zip(*(
+        _count(phases, m, n, r)
+        for phases, m, n, r in zip(axes, shape.outputs, shape.points, shape.kernel, strict=True)), strict=True))
     strip = tiles / _round_up(tiles, rows) if tiles < 4 * rows else 1  # tiles of few rows load more than they compute
-    products = tiles * points * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
-    products *= (1 + PRODUCT_TERMS / max(read, 1)) / (0.5 + 0.5 * strip)
-    transforms = tiles * points / _rate(isa) * (
-        _ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
-        + _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
+    products = multiplied * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
+    products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) / (0.5 + 0.5 * strip)
+    transforms = points / _rate(isa) * (
+        terms * _ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
+        + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
     itemsize = 4 if p.dtype == "float32" else 8
-    few, tile_bytes = _round_up(12, rows), points * (read + columns) * itemsize  # as conv_winograd.c cuts
+    depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)
+    few, tile_bytes = _round_up(12, rows), points * (depth + columns) * itemsize  # as conv_winograd.c cuts
     block = (416 << 10) // tile_bytes // rows * rows
     if block < few:
         block = few if few * tile_bytes <= 640 << 10 else 56 // rows * rows
-    weights = points * read * _round_up(written, columns) * itemsize
+    weights = points * depth * _round_up(written, columns) * itemsize
     # Transforming a panel of weights takes about one pass over the taps in double precision for each point.
     transforming = 0 if packed else weights / itemsize * shape.taps * 6 / (_rate(isa) * lanes)
     return p.groups * (grids * (max(products, _read(weights, -(-tiles // block))) + transforms) + transforming)
+
+
+def _count(phases: tuple[Phase, ...], outputs: int, points: int, taps: int) -> tuple[list[int], list[int], list[int]]:
+    """Of each phase along an axis: tiles, tiles x parts, and tiles x parts x points that are multiplied."""
+    tiles = [_ceil_div(phase.size, outputs) for phase in phases]
+    return (tiles, [n * len(phase.parts) for n, phase in zip(tiles, phases, strict=True)],
+            [n * sum(points - (points > 1 and k < taps) for k in phase.parts)
+             for n, phase in zip(tiles, phases, strict=True)])
 
 
 @cache

@@ -20,6 +20,9 @@ SMALL = 1_500_000
 SMALL_CHANNELWISE = 400_000
 # A dilated convolution is this many undilated ones at most, before their planning takes longer than it saves.
 MAX_SUBGRIDS = 64
+# Parts into which Winograd cuts a kernel; bytes of its transformed weights beyond 4 times the weights (8 times in 3D).
+MAX_WINOGRAD_TERMS = 16
+MAX_WINOGRAD_BYTES = 16 << 20
 # Most bytes of a thread's copy of the input for a few outputs.
 MAX_COPY = 8 << 20
 
@@ -151,15 +154,20 @@ def _winograd_refuses(r: Request) -> Verdict:
     p = r.problem
     if r.exact:
         return "config(exact=True) forbids it: it rounds more than the plain sum"
-    if p.stride != (1, 1, 1):
-        return f"it needs stride 1, and it is {_seen(p, p.stride)}"
-    if r.op == "conv_weight_grad" and p.dilation != (1, 1, 1):
-        return f"its weight gradient needs dilation 1, and it is {_seen(p, p.dilation)}"
+    if r.op == "conv_weight_grad" and (p.dilation != (1, 1, 1) or p.stride != (1, 1, 1)):
+        return (f"its weight gradient needs stride 1 and dilation 1, and they are {_seen(p, p.stride)} and "
+                f"{_seen(p, p.dilation)}")
+    if p.dilation != (1, 1, 1) and p.stride != (1, 1, 1):
+        return f"it needs stride 1 or dilation 1, and they are {_seen(p, p.stride)} and {_seen(p, p.dilation)}"
     if math.prod(p.dilation) > MAX_SUBGRIDS:
         return f"dilation {_seen(p, p.dilation)} makes {math.prod(p.dilation)} sub-grids, more than {MAX_SUBGRIDS}"
-    if not _shapes_for(p):
-        kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
-        return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
+    if not _shapes_for(p, r.op):
+        if r.op == "conv_weight_grad":
+            kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
+            return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
+        return (f"the kernel is {_seen(p, p.kernel)} at stride {_seen(p, p.stride)}, and it has transforms for kernels of "
+                f"1 to 3 axes, the last ones, that fall into at most {MAX_WINOGRAD_TERMS} parts and take at most {MAX_WINOGRAD_BYTES >> 20} MB more than "
+                f"{8 if p.ndim == 3 else 4} times the weights")
     return None
 
 
@@ -174,12 +182,26 @@ def _winograd_declines(r: Request) -> Verdict:
     return f"{shape.name} would take about {own:,.0f} cycles, the plain sum {other:,.0f}"
 
 
-def _shapes_for(p: ConvProblem) -> list[costs.Shape]:
-    return [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
+def _shapes_for(p: ConvProblem, op: str) -> list[costs.Shape]:
+    """Shapes that transform the axes along which the kernel has several taps, and cut it into few parts."""
+    if op == "conv_weight_grad":
+        return [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
+    return [s for s in costs.winograd_shapes()
+            if all((n > 1) == (k > 1) for n, k in zip(s.points, p.kernel, strict=True)) and _is_small(p, op, s)]
+
+
+def _is_small(p: ConvProblem, op: str, shape: costs.Shape) -> bool:
+    """Whether a shape has few terms, and transformed weights that do not surprise anybody."""
+    axes = costs.winograd_phases(p, op, shape)
+    weights = p.taps * p.out_channels * (p.in_channels // p.groups) * (4 if p.dtype == "float32" else 8)
+    transformed = weights / p.taps * math.prod(shape.points) * math.prod(
+        sum(len(phase.parts) for phase in phases) for phases in axes)
+    return (math.prod(max(len(phase.parts) for phase in phases) for phases in axes) <= MAX_WINOGRAD_TERMS
+            and transformed <= weights * (8 if p.ndim == 3 else 4) + MAX_WINOGRAD_BYTES)
 
 
 def _winograd_variants(r: Request) -> tuple[str, ...]:
-    return tuple(shape.name for shape in _shapes_for(r.problem))
+    return tuple(shape.name for shape in _shapes_for(r.problem, r.op))
 
 
 def _winograd_cycles(r: Request) -> float:
@@ -187,7 +209,7 @@ def _winograd_cycles(r: Request) -> float:
 
 
 def _best_shape(r: Request) -> costs.Shape:
-    shapes = [shape for shape in _shapes_for(r.problem) if r.variant in ("", shape.name)]
+    shapes = [shape for shape in _shapes_for(r.problem, r.op) if r.variant in ("", shape.name)]
     return min(shapes, key=lambda s: costs.winograd(r.problem, r.op, r.isa, s, r.batch, r.packed))
 
 
@@ -196,12 +218,12 @@ def _winograd(r: Request) -> tuple[Any, bool]:
     shape = costs.winograd_shapes().index(_best_shape(r))
     if r.op == "conv_weight_grad":
         return _weight_grad(r, "winograd", shape)
-    lattices = _lattices(r)[0]
+    lattices, covered = _lattices(r)
     if p.dilation != (1, 1, 1):
         lattices = lattice.undilated(lattices[0], p.dilation)
-    tasks = -(-r.threads // len(lattices))
+    tasks = -(-r.threads // max(len(lattices), 1))
     parts = [_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, tasks) for part in lattices]
-    return _cpu.ConvPlan(parts, one_packing=True), True
+    return _cpu.ConvPlan(parts, one_packing=p.stride == (1, 1, 1)), covered
 
 
 # ---- Channelwise (depthwise) -------------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def winograd_part(lattice, str isa, bint is_double, int shape, bint relu, int mi
     fc_wino_block(p)
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
     part.calls.pack, part.calls.run = <PackTask>fc_wino_pack, <RunTask>fc_wino_run
-    part.layout = ("winograd", isa, is_double, shape, p.packed_bytes, p.pack_tasks)
+    part.layout = ("winograd", isa, is_double, shape, p.packed_bytes, p.pack_tasks, tuple(lattice.step),
+                   tuple(lattice.tap_w))
     return part
 
 
