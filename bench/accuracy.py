@@ -19,8 +19,9 @@ from fastconv.config import settings
 from fastconv.problem import conv_problem
 
 FILTERS = 16
-# Winograd serves kernels of one size along each axis; each with a map that no tile of its shapes fills evenly.
-KERNELS = {"3": ((3,), (67,)), "5": ((5,), (67,)), "3x3": ((3, 3), (15, 17)), "5x5": ((5, 5), (15, 17)),
+# Each with a map that no tile of Winograd's shapes fills evenly; larger ones are sums of its parts.
+KERNELS = {"2": ((2,), (67,)), "3": ((3,), (67,)), "5": ((5,), (67,)), "11": ((11,), (67,)), "2x2": ((2, 2), (15, 17)),
+           "3x3": ((3, 3), (15, 17)), "5x5": ((5, 5), (15, 17)), "7x7": ((7, 7), (15, 17)),
            "3x3x3": ((3, 3, 3), (7, 9, 7))}
 
 

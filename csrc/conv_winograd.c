@@ -8,8 +8,16 @@
 #include "pack.h"
 
 /* Budgets: transformed input and products of a task, which stay in L2, and what they may take at least so that a
- * product has rows to reuse weights for; tiles of a task where that is too little; terms of one partial sum. */
-enum { BLOCK_BYTES = 416 * 1024, MOST_BYTES = 640 * 1024, FEW_ROWS = 12, MANY_TILES = 56, CHUNK = 256 };
+ * product has rows to reuse weights for; where that is too little, tiles of a task, and bytes of them in L3; terms of one
+ * partial sum. */
+enum {
+    BLOCK_BYTES = 416 * 1024,
+    MOST_BYTES = 640 * 1024,
+    FAR_BYTES = 6 << 20,
+    FEW_ROWS = 12,
+    MANY_TILES = 56,
+    CHUNK = 256
+};
 
 /* For the balance of tasks, in cycles of a core: for each point and channel vector of a transform; bytes of weights that
  * arrive in one. */
@@ -31,7 +39,9 @@ typedef struct {
 } part;
 
 /* Taps of one part along an axis whose shape has `points` points. */
-static int64_t most_taps(const fc_wino *p, int axis) { return shapes[p->shape].points[axis] == 1 ? 1 : shapes[p->shape].taps; }
+static int64_t most_taps(const fc_wino *p, int axis) {
+    return shapes[p->shape].points[axis] == 1 ? 1 : shapes[p->shape].taps;
+}
 
 /* Parts along an axis, and where `taps` is given the first position and the number of taps of each. */
 static int64_t cut_axis(const fc_wino *p, int axis, int64_t *first, int64_t *taps) {
@@ -87,7 +97,10 @@ static void cut(fc_wino *p, int64_t tiles, int points) {
     const int64_t tile_bytes = points * (p->ldv + k->nr) * (int64_t)sizeof(real);
     const int64_t few = ceil_div(FEW_ROWS, k->mr) * k->mr;
     int64_t most = BLOCK_BYTES / tile_bytes / k->mr * k->mr;
-    if (most < few) most = few * tile_bytes <= MOST_BYTES ? few : MANY_TILES / k->mr * k->mr;
+    if (most < few) {
+        const int64_t far = max64(FAR_BYTES / tile_bytes / k->mr, 1) * k->mr;
+        most = few * tile_bytes <= MOST_BYTES ? few : min64(MANY_TILES / k->mr * k->mr, far);
+    }
     p->panels = ceil_div(l->out_channels, k->nr);
     p->blocks = max64(ceil_div(tiles, most), 1), p->panel_blocks = 1;
     int64_t best = INT64_MAX;

@@ -166,8 +166,8 @@ int fc_pixels_run(const fc_pixels *p, const void *in, const void *packed, const 
 typedef struct {
     fc_lattice l;
     int relu;
-    int shape;         /* row of winograd.def */
-    int64_t min_tasks; /* threads, that tasks are to keep busy; changes no result */
+    int shape;                   /* row of winograd.def */
+    int64_t min_tasks;           /* threads, that tasks are to keep busy; changes no result */
     int64_t first[3], extent[3]; /* input position of the first tap for output 0; positions that taps span */
     int64_t parts[3], terms;     /* of the taps of each axis; parts[0] * parts[1] * parts[2] */
     int64_t depth;               /* mean terms x channels of a point's product */

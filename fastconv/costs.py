@@ -20,8 +20,11 @@ from fastconv.problem import ConvProblem
 TILE_SHARE = 0.9
 TILE_TERMS = 8
 PRODUCT_TERMS = 20
-# Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes.
+# Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes. In 3D
+# everything takes longer than that, by a factor: hundreds of points do not fit registers, nor their pages a TLB; and
+# again in phases, whose transforms and outputs are spread further.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
+CROWDED, CROWDED_PHASES = 1.3, 1.8
 # Cycles to bring a vector of channels from NCHW into place or back; to begin with copying a run of channels.
 MOVE_CYCLES, COPY_CYCLES = 30.0, 8.0
 # Cycles to gather a vector of pixels in NCHW, side by side or strided; to find the pixels of a tile in another channel.
@@ -156,8 +159,8 @@ def clock() -> float:
 def winograd_phases(p: ConvProblem, op: str, shape: Shape) -> tuple[tuple[Phase, ...], ...]:
     """The phases of each axis: one in a forward pass, `stride` of them in a data gradient."""
     axes = []
-    for n, m, kernel, stride, dilation, taps, points in zip(
-            p.in_size, p.out_size, p.kernel, p.stride, p.dilation, shape.kernel, shape.points, strict=True):
+    for n, m, kernel, stride, dilation, taps in zip(
+            p.in_size, p.out_size, p.kernel, p.stride, p.dilation, shape.kernel, strict=True):
         residues = [_ceil_div(kernel - i, stride) for i in range(min(stride, kernel))]
         cut = [tuple(min(taps, k - i) for i in range(0, k, taps)) for k in residues]
         if op == "conv_input_grad":
@@ -195,7 +198,11 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     weights = points * depth * _round_up(written, columns) * itemsize
     # Transforming a panel of weights takes about one pass over the taps in double precision for each point.
     transforming = 0 if packed else weights / itemsize * shape.taps * 6 / (_rate(isa) * lanes)
-    return p.groups * (grids * (max(products, _read(weights, -(-tiles // block))) + transforms) + transforming)
+    crowded = 1.0
+    if shape.points[0] > 1:
+        crowded = CROWDED * (CROWDED_PHASES if any(len(phases) > 1 for phases in axes) else 1)
+    computing = (max(products, _read(weights, -(-tiles // block))) + transforms) * crowded
+    return p.groups * (grids * computing + transforming)
 
 
 def _count(phases: tuple[Phase, ...], outputs: int, points: int, taps: int) -> tuple[list[int], list[int], list[int]]:

@@ -22,7 +22,7 @@ SMALL_CHANNELWISE = 400_000
 MAX_SUBGRIDS = 64
 # Parts into which Winograd cuts a kernel; bytes of its transformed weights beyond 4 times the weights (8 times in 3D).
 MAX_WINOGRAD_TERMS = 16
-MAX_WINOGRAD_BYTES = 16 << 20
+MAX_WINOGRAD_BYTES = 18 << 20
 # Most bytes of a thread's copy of the input for a few outputs.
 MAX_COPY = 8 << 20
 
@@ -165,9 +165,10 @@ def _winograd_refuses(r: Request) -> Verdict:
         if r.op == "conv_weight_grad":
             kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
             return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
-        return (f"the kernel is {_seen(p, p.kernel)} at stride {_seen(p, p.stride)}, and it has transforms for kernels of "
-                f"1 to 3 axes, the last ones, that fall into at most {MAX_WINOGRAD_TERMS} parts and take at most {MAX_WINOGRAD_BYTES >> 20} MB more than "
-                f"{8 if p.ndim == 3 else 4} times the weights")
+        more = f"{MAX_WINOGRAD_BYTES >> 20} MB more than {8 if p.ndim == 3 else 4} times the weights"
+        return (f"the kernel is {_seen(p, p.kernel)} at stride {_seen(p, p.stride)}, and it has transforms for kernels "
+                f"larger than the stride, of 1 to 3 axes, the last ones, that fall into at most {MAX_WINOGRAD_TERMS} "
+                f"parts and take at most {more}")
     return None
 
 
@@ -183,11 +184,13 @@ def _winograd_declines(r: Request) -> Verdict:
 
 
 def _shapes_for(p: ConvProblem, op: str) -> list[costs.Shape]:
-    """Shapes that transform the axes along which the kernel has several taps, and cut it into few parts."""
+    """Shapes that transform the axes along which the kernel has several taps, and cut it into few and whole parts."""
     if op == "conv_weight_grad":
         return [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
+    taps = max(-(-k // s) for k, s in zip(p.kernel, p.stride, strict=True))
     return [s for s in costs.winograd_shapes()
-            if all((n > 1) == (k > 1) for n, k in zip(s.points, p.kernel, strict=True)) and _is_small(p, op, s)]
+            if all((n > 1) == (k > 1) for n, k in zip(s.points, p.kernel, strict=True))
+            and (taps % s.taps == 0 or (s.taps == 3 and taps > 3)) and _is_small(p, op, s)]
 
 
 def _is_small(p: ConvProblem, op: str, shape: costs.Shape) -> bool:

@@ -116,6 +116,8 @@ CONVS = {
     "many samples": conv((37, 4, 3, 3), (5, 4, 2, 2)),
     # 1D
     "1d kernel 9": conv((2, 12, 40), (20, 12, 9), padding=4),
+    "1d kernel 10": conv((2, 9, 27), (8, 9, 10), padding=3),
+    "1d kernel 8, stride 2": conv((2, 6, 41), (9, 6, 8), 2, 3),
     "1d stride, dilation": conv((3, 5, 37), (9, 5, 4), 3, ((2, 5),), 2),
     "1d depthwise": conv((2, 19, 30), (19, 1, 5), padding=2, groups=19),
     "1d kernel 33": conv((1, 2, 70), (3, 2, 33), padding=16),

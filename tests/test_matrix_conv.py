@@ -4,7 +4,9 @@ Outputs are full of NaN, workspaces too, inputs have NaN around them, and output
 and between their elements: see `cases`.
 """
 
+import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_close
 
-from fastconv import functional
+from fastconv import functional, plan
 from fastconv.arrays import empty, memory_order
 from fastconv.backends import _cpu, reference
 from fastconv.config import config
@@ -24,7 +26,10 @@ ISAS = _cpu.available_isas()
 ALGORITHMS = tuple(row.name for row in ROWS if row.name != "reference")
 PASSES = ("conv", "conv_input_grad", "conv_weight_grad")
 
-WINOGRAD_KERNELS = {(1, 1, 3), (1, 3, 3), (3, 3, 3), (1, 1, 5), (1, 5, 5)}
+WINOGRAD_GRADIENT_KERNELS = {(1, 1, 3), (1, 3, 3), (3, 3, 3), (1, 1, 5), (1, 5, 5), (1, 1, 2), (1, 2, 2), (1, 3, 1)}
+# Tiles there are by whether the kernel has several taps along depth, height, width.
+WINOGRAD_AXES = {(False, False, True), (False, True, True), (True, True, True), (False, True, False)}
+WINOGRAD_AXES_OF_3_TAPS = {(True, True, True), (False, True, False)}
 
 # (layout of the first array that is read, of the second, of out=; None lets fastconv allocate)
 LAYOUTS = [
@@ -87,8 +92,14 @@ def run(op, case, x, w, b, dy, algorithm, out):
 
 def winograd_may_refuse(op, case, layout):
     kernel = (1,) * (5 - len(case.w)) + case.w[2:]
-    plain = {*case.stride, *case.dilation} == {1}
-    return not plain or kernel not in WINOGRAD_KERNELS
+    strided, dilated = ({*sizes} != {1} for sizes in (case.stride, case.dilation))
+    if op == "conv_weight_grad":
+        return strided or dilated or kernel not in WINOGRAD_GRADIENT_KERNELS
+    axes = tuple(k > 1 for k in kernel)
+    taps = max(-(-k // s) for k, s in zip(case.w[2:], case.stride, strict=True))  # of a phase
+    no_tile = axes not in WINOGRAD_AXES or taps == 1 or (taps == 2 and axes in WINOGRAD_AXES_OF_3_TAPS)
+    large = max(kernel) > 10 or (len(case.x) == 5 and (strided or max(kernel) > 6)) or max(case.stride) > 2
+    return (strided and dilated) or large or no_tile
 
 
 def channelwise_may_refuse(op, case, layout):
@@ -164,6 +175,43 @@ def test_conv(name, isa, algorithm, ran):
                     ran("convolutions that ran" if served else "convolutions refused", what)
                     if not served:
                         break  # no other layout changes its mind
+
+
+# --------------------------------------------------------------------------------------------------
+# Every tile of Winograd's, not only the one that is predicted to be fastest
+# --------------------------------------------------------------------------------------------------
+
+VARIANT_CASES = [
+    *(f"kernel {k}" for k in (2, 3, 4, 5, 7, 8)), "kernel 5x1", "kernel 1x7", "stride 2", "stride 2x3", "dilation 2",
+    "stride above kernel", "asymmetric padding, stride 2", "padding beyond kernel, stride 3", "long reduction",
+    "3 groups of primes", "1d kernel 9", "1d kernel 10", "1d kernel 8, stride 2", "33 in channels",
+    "33 out channels", *(n for n in CONVS if n.startswith("3d")),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", VARIANT_CASES)
+def test_every_tile_of_winograd(name, isa, ran):
+    case = CONVS[name]
+    for dtype, order in itertools.product((np.float32, np.float64), ("contiguous", "channels_last")):
+        x, w, b, dy = (laid_out(a, dtype, order if a.ndim > 1 else "contiguous") for a in operands(case))
+        problems = {"conv": (conv_problem(x, w, *case.arguments), x, b),
+                    "conv_input_grad": (conv_input_grad_problem(case.x, w, dy, *case.arguments), dy, None)}
+        for op, (problem, read, bias) in problems.items():
+            request = plan.Request(problem, op, isa, False, bias is not None, False, problem.batch, 1)
+            for row, variant in plan.candidates(request):
+                if row.name != "winograd":
+                    continue
+                chosen = plan.make_plan(dataclasses.replace(request, variant=variant), row, variant)
+                shape = case.y if op == "conv" else case.x
+                out = laid_out(np.full(shape, np.nan if chosen.covers else 0.0), dtype, order)
+                assert chosen.engine.run(read, w, bias, out, 1)
+                ran("convolutions that ran", f"{isa:8} {np.dtype(dtype)}  {variant:14} {op}")
+                try:
+                    assert_close(out, expected(case)[op], **closeness(op, case, "winograd"))
+                except AssertionError as error:
+                    error.add_note(f"{op} of {case}, {np.dtype(dtype)}, {order}, {variant}")
+                    raise
 
 
 # --------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import numpy as np
 _WINOGRAD = {1: 1e-5, 2: 2e-5, 3: 5e-5}
 
 
-# Points of the transforms of 4 and of 6 points, besides infinity.
-_POINTS = {4: (0, 1, -1), 6: (0, 0.625, -0.625, 1.5, -1.5)}
+# Points of the transforms of 4, 5 and 6 points, besides infinity.
+_POINTS = {4: (0, 1, -1), 5: (0.5, -0.5, 1.25, -1.25), 6: (0, 0.625, -0.625, 1.5, -1.5)}
 # The weight gradient takes taps from tiles of dy; its sums in registers are of at most so many tiles.
-_GRADIENT_TILES = {3: (2, 4), 5: (2,)}
+_GRADIENT_TILES = {2: (4,), 3: (2, 3, 4), 5: (2,)}
 _TILES_OF_A_SUM = 64
 
 
