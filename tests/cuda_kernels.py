@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import tiles
 from fastconv.backends.cuda.conv import DTYPES, MMA_RUN, TAPS
 from fastconv.backends.cuda.device import Kernel
@@ -25,6 +26,10 @@ def every() -> list[Kernel]:
         if dtype in MMA_RUN:
             kernels += [Kernel("conv_mma.cu", "conv_mma", (number, ("BM", 128), ("BN", bn), ("OUT_PIXELS_FAST", fast)))
                         for bn, fast in itertools.product((64, 128), (0, 1))]
+            if dtype in SHORT_FLOATS:
+                kernels += [Kernel("conv_wgmma.cu", "conv_wgmma", (
+                    number, ("BN", bn), ("AXES", axes), ("OUT_PIXELS_FAST", fast)), "sm_90a")
+                    for bn, axes, fast in itertools.product((128, 256), (2, 3), (0, 1))]
             kernels += [Kernel("channels_last.cu", "channels_last", (number, ("CHANNELS_FAST", fast)))
                         for fast in (0, 1)]
             kernels += [Kernel("weight_grad_mma.cu", "weight_grad_mma", (number, ("BM", bm), ("BN", bn)))

@@ -49,8 +49,9 @@ class Compiled(NamedTuple):
     usage: dict[str, Usage]
 
 
-def compile_source(source: str, architecture: str, defines: tuple[tuple[str, object], ...] = ()) -> Compiled:
-    """Compile for "sm_90" and the like.
+def compile_source(source: str, architecture: str, defines: tuple[tuple[str, object], ...] = (),
+                   *more: str) -> Compiled:
+    """Compile for "sm_90" and the like; `more` are further options.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def compile_source(source: str, architecture: str, defines: tuple[tuple[str, obj
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None) == 0
     # the first four as CuPy does
     options = [f"-arch={architecture}", "-std=c++17", "-ftz=true", "--device-as-default-execution-space",
-               "--ptxas-options=-v", *(f"-D{name}={value}" for name, value in defines)]
+               "--ptxas-options=-v", *(f"-D{name}={value}" for name, value in defines), *more]
     status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(
         *[option.encode() for option in options]))
     log = _get(nvrtc, "ProgramLog", program).decode().rstrip("\0")

@@ -5,6 +5,7 @@ A few cases of the tables of the CPU's tests are enough to launch them all, whic
 in `test_cuda_conv`, `test_cuda_mma` and `test_cuda_pool`.
 """
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from cases import CONVS
 from cuda_emulator import SCHEDULES, compile_all, require_compiler
 from cuda_kernels import every
 from test_cuda_conv import check as check_conv
+from test_cuda_mma import CASES as MMA_CASES
 from test_cuda_mma import dtype_named, exact
 from test_cuda_pool import check as check_pool
 from test_matrix_conv import LAYOUTS
 from test_matrix_pool import LAYOUTS as POOL_LAYOUTS
 from test_matrix_pool import POOLS, POWERS
 
+from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import pool, tiles
 from fastconv.backends.cuda.conv import DTYPES, MMA_RUN
 
@@ -54,6 +57,10 @@ def convolutions(dtype):
         yield "conv_input_grad", DEEP, SAME_LAYOUTS[0], "mma"
         for case in (WIDE, DEEP, BOTH, SMALL):
             yield "conv_weight_grad", case, SAME_LAYOUTS[0], "mma"
+    if dtype in SHORT_FLOATS:
+        cases = "one step", "several tiles", "depth", "depth, many channels"
+        for case, layouts in itertools.product(cases, SAME_LAYOUTS):
+            yield "conv", case, layouts, "wgmma"
 
 
 def pools():
@@ -71,7 +78,7 @@ def pools():
 def test_convolutions(dtype, schedule):
     number, wanted, launched = dtype_named(dtype), forms(dtype, pools=False), set()
     for op, name, layouts, algorithm in convolutions(dtype):
-        case = CONVS[name]
+        case = MMA_CASES.get(name) or CONVS[name]
         launched |= check_conv(op, case, number, layouts, schedule, algorithm, exact(case, dtype))
     assert launched == wanted
 

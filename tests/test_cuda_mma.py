@@ -29,6 +29,7 @@ CASES = {
     "stride, dilation, padding": conv((1, 24, 15, 14), (16, 24, 3, 3), (2, 3), ((1, 2), (0, 3)), (2, 1)),
     "groups": conv((1, 48, 6, 7), (72, 16, 3, 3), padding=1, groups=3),
     "depth": conv((1, 16, 5, 6, 7), (16, 16, 2, 3, 2), (1, 2, 1), 1),
+    "depth, many channels": conv((1, 8, 3, 4, 5), (136, 8, 2, 1, 2)),
     "length": conv((2, 16, 33), (24, 16, 5), 2, 2),
     "no sample": conv((0, 16, 5, 5), (16, 16, 3, 3)),
 }

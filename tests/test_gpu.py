@@ -14,6 +14,7 @@ from test_cuda_conv import run as run_conv
 from test_cuda_mma import CASES as MMA_CASES
 from test_cuda_mma import DTYPES as MMA_DTYPES
 from test_cuda_mma import dtype_named, exact
+from test_cuda_wgmma import served
 from test_matrix_conv import PASSES, expected, operands, reference_of
 from test_matrix_pool import OPS, POOLS, WIDE, cached_operands, compare, conditions, extra
 from test_matrix_pool import expected as expected_pool
@@ -95,10 +96,28 @@ def test_small_conv_on_tensor_cores(cupy, name, op, dtype):
         check_mma(cupy, MMA_CASES[name], op, dtype, layout)
 
 
-def check_mma(cupy, case, op, dtype, layout):
+@pytest.mark.parametrize("name", [*sorted(set(MMA_CASES) - {"groups"}), *CONVS])
+@pytest.mark.parametrize("op", PASSES[:2])
+def test_wgmma(cupy, name, op):
+    """By RawModule for sm_90a, and maps of the driver."""
+    if cupy.cuda.Device().compute_capability != "90":
+        pytest.skip("compute capability 9.0 is needed")
+    case = MMA_CASES.get(name) or CONVS[name]
+    if not served(case):
+        pytest.skip("the map does not hold it")
+    for layout in ("contiguous", "channels_last"):
+        check_mma(cupy, case, op, "float16", layout, "wgmma")
+
+
+@pytest.mark.parametrize("name", ["several tiles", "stride, dilation, padding", "depth"])
+def test_small_wgmma(cupy, name):
+    test_wgmma(cupy, name, "conv")
+
+
+def check_mma(cupy, case, op, dtype, layout, algorithm="mma"):
     kind, given = dtype_named(dtype), exact(case, dtype)
     x, w, dy = (upload(cupy, laid_out(v, kind, layout)) for v in (given[0], given[1], given[3]))
-    y = run_conv(op, case, x, w, upload(cupy, given[2].astype(kind)), dy, "mma", None)
+    y = run_conv(op, case, x, w, upload(cupy, given[2].astype(kind)), dy, algorithm, None)
     n = case.reduction[op]
     assert_close(y.get(), reference_of(case, *given)[op], n if dtype == "float32" else 1, magnitude=n**0.5)
 

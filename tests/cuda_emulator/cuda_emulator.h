@@ -19,6 +19,7 @@ inline float sqrt(float x) { return __builtin_sqrtf(x); }
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (emu::self->tid)
 #define blockIdx (emu::block.index)
 #define blockDim (emu::block.threads)
@@ -49,7 +50,9 @@ struct Block {
   dim3 index, threads, grid;
   unsigned char *smem = nullptr;
   unsigned flags = 0;
+  size_t smem_bytes = 0;
 };
+
 #pragma GCC visibility push(default)
 extern Thread *self;
 extern Block block;
@@ -60,6 +63,14 @@ void sync_warp(const char *op, void *mine, void (*f)(void **all));
 void cp_async(void *to, const void *from, int bytes, bool valid);
 void cp_commit();
 void cp_wait(int pending);
+void mbarrier_init(unsigned long long *barrier, int count);
+void mbarrier_arrive(unsigned long long *barrier, int bytes); // that copies will owe
+void mbarrier_wait(unsigned long long *barrier, int parity);
+void tma(void *to, const void *map, unsigned long long *barrier, const int *at, int axes, const int *taps);
+void wgmma(float *d, int columns, unsigned long long a, unsigned long long b, float (*convert)(uint16_t));
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int pending);
 #pragma GCC visibility pop
 
 template <class T, void (*F)(T **)> inline void warp_op(const char *op, T &mine) {
@@ -167,6 +178,11 @@ template <class T> inline T max(T a, T b) { return a < b ? b : a; }
 
 // ---- the device primitives of prim.cuh ---------------------------------------------------------------------------------
 namespace fc {
+struct TensorMap { // a description as provider.py encodes it
+  unsigned long long words[16];
+};
+// Shared memory does not start with a multiple of 1024 bytes, so that who needs one must round.
+inline unsigned shared_address(const void *p) { return unsigned(static_cast<const unsigned char *>(p) - emu::block.smem) + 1152; }
 inline float half_to_float(uint16_t h) {
   _Float16 x;
   memcpy(&x, &h, 2);
@@ -256,5 +272,34 @@ template <void (*F)(Ldmatrix **)> inline void emu_ldmatrix(const char *op, unsig
 inline void ldmatrix_x4(unsigned (&r)[4], const void *row) { emu_ldmatrix<ldmatrix_lanes>("ldmatrix_x4", r, row); }
 inline void ldmatrix_x4_trans(unsigned (&r)[4], const void *row) {
   emu_ldmatrix<ldmatrix_trans_lanes>("ldmatrix_x4_trans", r, row);
+}
+
+inline void mbarrier_init(unsigned long long *barrier, int count) { emu::mbarrier_init(barrier, count); }
+inline void mbarrier_fence() {}
+inline void mbarrier_arrive(unsigned long long *barrier) { emu::mbarrier_arrive(barrier, 0); }
+inline void mbarrier_expect(unsigned long long *barrier, int bytes) { emu::mbarrier_arrive(barrier, bytes); }
+inline void mbarrier_wait(unsigned long long *barrier, int parity) { emu::mbarrier_wait(barrier, parity); }
+inline void tma_matrix(void *to, const TensorMap &map, unsigned long long *barrier, int x, int y) {
+  const int at[] = {x, y};
+  emu::tma(to, &map, barrier, at, 2, nullptr);
+}
+inline void tma_image(void *to, const TensorMap &map, unsigned long long *barrier, int c, int w, int h, int n, int tap_w,
+                      int tap_h) {
+  const int at[] = {c, w, h, n}, taps[] = {tap_w, tap_h};
+  emu::tma(to, &map, barrier, at, 4, taps);
+}
+inline void tma_volume(void *to, const TensorMap &map, unsigned long long *barrier, int c, int w, int h, int d, int n,
+                       int tap_w, int tap_h, int tap_d) {
+  const int at[] = {c, w, h, d, n}, taps[] = {tap_w, tap_h, tap_d};
+  emu::tma(to, &map, barrier, at, 5, taps);
+}
+inline void wgmma_fence() { emu::wgmma_fence(); }
+inline void wgmma_commit() { emu::wgmma_commit(); }
+template <int PENDING> inline void wgmma_wait() { emu::wgmma_wait(PENDING); }
+template <int D> inline void wgmma_half(float (&d)[D], unsigned long long a, unsigned long long b) {
+  emu::wgmma(d, 2 * D, a, b, half_to_float);
+}
+template <int D> inline void wgmma_bfloat16(float (&d)[D], unsigned long long a, unsigned long long b) {
+  emu::wgmma(d, 2 * D, a, b, bfloat16_to_float);
 }
 } // namespace fc

@@ -88,6 +88,15 @@ def compile_all(kernels: Iterable[Kernel]) -> None:
             pass
 
 
+# Of runtime.cpp; 128 bytes, as the driver's.
+TENSOR_MAP = np.dtype({
+    "names": ["magic", "im2col", "axes", "itemsize", "swizzle", "address", "dims", "strides", "box", "steps", "lower",
+              "upper", "channels", "pixels"],
+    "formats": ["u4", "u1", "u1", "u1", "u1", "u8", ("u4", 5), ("u8", 4), ("u2", 5), ("u1", 5), ("i2", 3), ("i2", 3),
+                "u2", "u2"],
+    "offsets": [0, 4, 5, 6, 7, 8, 16, 40, 72, 82, 88, 94, 100, 102], "itemsize": 128})
+
+
 class Launched(NamedTuple):
     """A launch, as tests look back at it."""
 
@@ -141,6 +150,34 @@ class EmulatorProvider:
 
     def capability(self) -> tuple[int, int]:
         return (9, 0)
+
+    def tensor_map(self, array: DeviceArray, layout: backend.TensorMap) -> np.ndarray:
+        """Encode for runtime.cpp, and refuse what the driver refuses."""
+        m, address = np.zeros((), TENSOR_MAP), array.data.ptr
+        image = bool(layout.pixels)
+        axes = len(layout.dims)
+        assert address % 16 == 0, "the address of a tensor map must be a multiple of 16"
+        assert len(layout.strides) == axes - 1
+        assert all(0 < d <= 2**32 for d in layout.dims)
+        assert all(0 <= s < 2**40 and s % 16 == 0 for s in layout.strides), f"strides {layout.strides}"
+        assert all(1 <= s <= 8 for s in layout.steps)
+        assert layout.box[0] * array.itemsize <= 128, "rows of the 128B swizzle have 128 bytes"
+        assert layout.box[0] * array.itemsize % 16 == 0
+        assert all(1 <= n <= 256 for n in layout.box)
+        m["magic"], m["im2col"], m["axes"], m["itemsize"], m["swizzle"] = 0x7A3B5C1D, image, axes, array.itemsize, 1
+        m["address"] = address
+        m["dims"][:axes], m["strides"][:axes - 1] = layout.dims, layout.strides
+        m["steps"] = 1
+        if image:
+            limit = {3: 2**15, 4: 2**7, 5: 2**4}[axes]
+            assert all(-limit <= n < limit for n in (*layout.lower, *layout.upper)), "corners of the box"
+            assert 1 <= layout.pixels <= 1024
+            m["channels"], m["pixels"] = layout.box[0], layout.pixels
+            m["lower"][:axes - 2], m["upper"][:axes - 2] = layout.lower, layout.upper
+            m["steps"][:axes] = layout.steps
+        else:
+            m["box"][:axes] = layout.box
+        return m
 
     def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
                smem: int = 0) -> None:

@@ -4,6 +4,7 @@
 // allow, or at once. For tests only.
 #include "cuda_emulator.h"
 #include <algorithm>
+#include <deque>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string>
@@ -67,12 +68,18 @@ constexpr size_t kStack = 512 << 10;
 constexpr size_t kStack = 128 << 10;
 #endif
 
-enum State : uint8_t { RUNNING, AT_BARRIER, IN_WARP, DONE };
+enum State : uint8_t { RUNNING, AT_BARRIER, AT_MBARRIER, IN_WARP, DONE };
 struct Copy {
   void *to;
   const void *from;
   int bytes;
   bool valid;
+};
+struct Product { // of a warpgroup, as one thread sees it
+  float *d;
+  int columns;
+  unsigned long long a, b;
+  float (*convert)(uint16_t);
 };
 struct Fiber : Thread {
   State state = DONE;
@@ -83,6 +90,16 @@ struct Fiber : Thread {
   ucontext_t context;
   std::vector<std::vector<Copy>> groups; // of cp.async, oldest first
   std::vector<Copy> open;
+  std::vector<std::vector<Product>> product_groups; // of wgmma, alike
+  std::vector<Product> open_products;
+  bool fenced = false;
+  size_t products = 0; // in this block
+};
+// What a bulk copy of the tensor memory accelerator still has to do.
+struct Bulk {
+  std::vector<Copy> runs; // of 16 bytes
+  unsigned long long *barrier;
+  int bytes;
 };
 struct Warp {
   int arrived = 0;
@@ -105,6 +122,8 @@ int (*entry_point)(void **, const size_t *);
 void **arguments;
 const size_t *argument_sizes;
 std::string error;
+std::deque<Bulk> bulk;                                            // on their way, oldest first
+std::vector<std::vector<std::pair<unsigned long long, unsigned long long>>> group_products; // what each warpgroup multiplied
 
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
 #define EMU_ASM 1
@@ -150,19 +169,36 @@ void set(Fiber *fiber, State state) {
   runnable = state == RUNNING ? runnable | bit : runnable & ~bit;
 }
 
-// Greedy: the first warp of the order runs until it blocks, the widest skew that a missing barrier can meet.
+void land(const Copy &c);
+void settle(unsigned long long *barrier, int arrivals, int bytes);
+void land_oldest() {
+  for (const Copy &c : bulk.front().runs) land(c);
+  unsigned long long *barrier = bulk.front().barrier;
+  int bytes = bulk.front().bytes;
+  bulk.pop_front();
+  settle(barrier, 0, -bytes);
+}
+
+// Greedy: the first warp of the order runs until it blocks, the widest skew that a missing barrier can meet. Bulk copies
+// land when nobody can go on without them.
 void schedule() {
   if (!live) return switch_to(&host);
-  for (int w : order)
-    if (unsigned runnable = warps[w].runnable) {
-      int lane = block.flags & REVERSE ? 31 - __builtin_clz(runnable) : __builtin_ctz(runnable);
-      return switch_to(fibers[w * 32 + lane]);
-    }
+  for (;;) {
+    for (int w : order)
+      if (unsigned runnable = warps[w].runnable) {
+        int lane = block.flags & REVERSE ? 31 - __builtin_clz(runnable) : __builtin_ctz(runnable);
+        return switch_to(fibers[w * 32 + lane]);
+      }
+    if (bulk.empty()) break;
+    land_oldest();
+  }
   std::string message = "deadlock:";
   for (Fiber *f : fibers)
     if (f->state != DONE && message.size() < 300)
       message += " thread " + std::to_string(f->warp * 32 + f->lane) + " waits at " +
-                 (f->state == AT_BARRIER ? "__syncthreads" : warps[f->warp].op);
+                 (f->state == AT_BARRIER    ? "__syncthreads"
+                  : f->state == AT_MBARRIER ? "an mbarrier"
+                                            : warps[f->warp].op);
   fail(message.c_str());
 }
 
@@ -186,6 +222,7 @@ void entry() {
     entry_point(arguments, argument_sizes);
     release(launch_token);
     Unseen unseen;
+    if (!me()->product_groups.empty() || !me()->open_products.empty()) fail("a thread ends before its wgmma does");
     me()->groups.clear();
     me()->open.clear();
     set(me(), DONE);
@@ -262,6 +299,10 @@ void run_grid(size_t smem) {
             random = random * 1664525u + 1013904223u;
             std::swap(order[k], order[(random >> 8) % unsigned(k + 1)]);
           }
+        bulk.clear();
+        group_products.assign(n / 128 + 1, {});
+        for (Fiber *f : fibers) f->fenced = false, f->products = 0;
+        block.smem_bytes = smem;
         live = n;
         at_barrier = 0;
         for (Warp &w : warps) w.runnable = ~0u;
@@ -342,6 +383,186 @@ void cp_wait(int pending) {
     for (const Copy &c : groups.front()) land(c);
     groups.erase(groups.begin());
   }
+}
+
+// ---- barriers that count bytes, and the copies of the tensor memory accelerator ----------------------------------------
+namespace {
+struct Mbarrier {
+  uint8_t magic, phase, count, pending;
+  int bytes;
+};
+static_assert(sizeof(Mbarrier) == 8, "");
+constexpr uint8_t kMagic = 0x5a;
+
+Mbarrier *mbarrier_at(unsigned long long *barrier) {
+  Mbarrier *b = reinterpret_cast<Mbarrier *>(barrier);
+  if (reinterpret_cast<uintptr_t>(barrier) & 7) fail("mbarrier: the address is not a multiple of 8");
+  if (b->magic != kMagic) fail("mbarrier: it is not initialised");
+  return b;
+}
+
+void settle(unsigned long long *barrier, int arrivals, int bytes) {
+  Mbarrier *b = mbarrier_at(barrier);
+  if (arrivals > b->pending) fail("mbarrier: more threads arrive than were announced");
+  b->pending = uint8_t(b->pending - arrivals);
+  b->bytes += bytes;
+  if (b->pending || b->bytes) return;
+  b->phase ^= 1;
+  b->pending = b->count;
+  for (Fiber *f : fibers)
+    if (f->state == AT_MBARRIER) set(f, RUNNING); // to look again
+}
+
+// A tensor map as provider.py writes it.
+struct Map {
+  unsigned magic;
+  uint8_t im2col, axes, itemsize, swizzle;
+  uint64_t address;
+  unsigned dims[5];
+  unsigned padding;
+  uint64_t strides[4]; // bytes, of all axes but the first
+  uint16_t box[5];     // of a tile
+  uint8_t steps[5];
+  uint8_t more;
+  int16_t lower[3], upper[3];
+  uint16_t channels, pixels;
+};
+static_assert(sizeof(Map) <= 128, "");
+constexpr unsigned kMap = 0x7a3b5c1d;
+
+// Where byte `address` of shared memory lies with the 128B swizzle: runs of 16 bytes trade places within a row of 128,
+// by the number of the row among eight.
+unsigned swizzled(unsigned address) { return address ^ (address >> 7 & 7) << 4; }
+unsigned char *in_smem(unsigned address, int bytes) {
+  const unsigned first = fc::shared_address(block.smem);
+  if (address < first || address + unsigned(bytes) > first + block.smem_bytes) fail("shared memory: the address is outside");
+  return block.smem + (address - first);
+}
+} // namespace
+
+void mbarrier_init(unsigned long long *barrier, int count) {
+  if (reinterpret_cast<uintptr_t>(barrier) & 7) fail("mbarrier: the address is not a multiple of 8");
+  const Mbarrier b = {kMagic, 0, uint8_t(count), uint8_t(count), 0};
+  memcpy(barrier, &b, sizeof b);
+}
+
+void mbarrier_arrive(unsigned long long *barrier, int bytes) {
+  Unseen unseen;
+  mbarrier_at(barrier)->bytes += bytes;
+  release(barrier);
+  settle(barrier, 1, 0);
+}
+
+void mbarrier_wait(unsigned long long *barrier, int parity) {
+  Unseen unseen;
+  while (mbarrier_at(barrier)->phase == parity) {
+    set(me(), AT_MBARRIER);
+    schedule();
+  }
+  acquire(barrier);
+}
+
+void tma(void *to, const void *map, unsigned long long *barrier, const int *at, int axes, const int *taps) {
+  Unseen unseen;
+  Map m;
+  memcpy(&m, map, sizeof m);
+  if (m.magic != kMap) fail("tma: this is no tensor map");
+  if (m.axes != axes || m.im2col != (taps != nullptr)) fail("tma: the map is of another kind than the copy");
+  unsigned start = fc::shared_address(to);
+  if (start % 128) fail("tma: the address in shared memory is not a multiple of 128");
+  const int row = taps ? m.channels : m.box[0], rows = taps ? m.pixels : m.box[1], run = 16 / m.itemsize;
+  Bulk b;
+  b.barrier = barrier;
+  b.bytes = row * rows * m.itemsize;
+  int p[5] = {at[0], at[1], axes > 2 ? at[2] : 0, axes > 3 ? at[3] : 0, axes > 4 ? at[4] : 0};
+  for (int r = 0; r < rows; r++) {
+    for (int c = 0; c < row; c += run) {
+      bool valid = true;
+      uint64_t offset = 0;
+      for (int a = 0; a < axes; a++) {
+        int64_t i = a == 0 ? p[0] + c : p[a] + (taps && a < axes - 1 ? taps[a - 1] : 0);
+        if (i < 0 || i >= int64_t(m.dims[a])) valid = false;
+        offset += valid ? uint64_t(i) * (a == 0 ? m.itemsize : m.strides[a - 1]) : 0;
+      }
+      unsigned address = start + unsigned((r * row + c) * m.itemsize);
+      b.runs.push_back({in_smem(m.swizzle ? swizzled(address) : address, 16),
+                        reinterpret_cast<const void *>(m.address + (valid ? offset : 0)), 16, valid});
+    }
+    if (!taps) {
+      p[1]++;
+      continue;
+    }
+    // The next pixel of the box, which stays the same whatever the taps are.
+    for (int a = 1; a < axes; a++) {
+      p[a] += a < axes - 1 ? m.steps[a] : 1;
+      if (a == axes - 1 || p[a] < int(m.dims[a]) + m.upper[a - 1]) break;
+      p[a] = m.lower[a - 1];
+    }
+  }
+  bulk.push_back(std::move(b));
+  if (block.flags & CP_ASYNC_EAGER)
+    while (!bulk.empty()) land_oldest();
+}
+
+// ---- products of a warpgroup: what they read is read as late as it may be --------------------------------------------
+// All of it is of whole warps: lanes meet at the fence and when the wait is over.
+void wgmma_fence() {
+  sync_warp("wgmma.fence", nullptr, [](void **) {});
+  me()->fenced = true;
+}
+
+void wgmma(float *d, int columns, unsigned long long a, unsigned long long b, float (*convert)(uint16_t)) {
+  Unseen unseen;
+  if (!me()->fenced) fail("wgmma: there is no wgmma.fence before");
+  auto &done = group_products[self->warp / 4];
+  const size_t number = me()->products++;
+  if (done.size() == number)
+    done.push_back({a, b});
+  else if (done[number] != std::make_pair(a, b))
+    fail("wgmma: threads of a warpgroup have different descriptors");
+  me()->open_products.push_back({d, columns, a, b, convert});
+}
+
+void wgmma_commit() {
+  me()->product_groups.push_back(std::move(me()->open_products));
+  me()->open_products.clear();
+  me()->fenced = false;
+}
+
+namespace {
+// The 16 elements of a row of an operand, whose rows have 128 bytes.
+void operand(unsigned long long descriptor, int row, float (*convert)(uint16_t), float (&values)[16]) {
+  const unsigned start = unsigned(descriptor & 0x3fff) << 4, rows_of_8 = unsigned(descriptor >> 32 & 0x3fff) << 4;
+  if (descriptor >> 62 != 1) fail("wgmma: the emulator knows the 128B swizzle only");
+  if ((start >> 7 & 7) || (descriptor >> 49 & 7)) fail("wgmma: an operand does not start with a multiple of 1024 bytes");
+  const unsigned address = start + unsigned(row / 8) * rows_of_8 + unsigned(row % 8) * 128;
+  for (unsigned run = 0; run < 2; run++) {
+    uint16_t bits[8];
+    memcpy(bits, in_smem(swizzled(address + run * 16), 16), 16);
+    for (int k = 0; k < 8; k++) values[run * 8 + unsigned(k)] = convert(bits[k]);
+  }
+}
+} // namespace
+
+void wgmma_wait(int pending) {
+  Unseen unseen;
+  auto &groups = me()->product_groups;
+  while (int(groups.size()) > pending) {
+    for (const Product &p : groups.front()) {
+      float a[2][16], b[16];
+      for (int h = 0; h < 2; h++) operand(p.a, self->warp % 4 * 16 + self->lane / 4 + h * 8, p.convert, a[h]);
+      for (int i = 0; i < p.columns / 4; i++) { // the layout of the result, as the PTX manual gives it
+        operand(p.b, i / 2 * 8 + self->lane % 4 * 2 + i % 2, p.convert, b);
+        for (int h = 0; h < 2; h++) {
+          float sum = 0;
+          for (int k = 0; k < 16; k++) sum += a[h][k] * b[k];
+          p.d[i / 2 * 4 + h * 2 + i % 2] += sum;
+        }
+      }
+    }
+    groups.erase(groups.begin());
+  }
+  sync_warp("wgmma.wait_group", nullptr, [](void **) {});
 }
 } // namespace emu
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastconv.arrays import SHORT_FLOATS, empty
 from fastconv.backends import lattice
 from fastconv.backends.cuda import tiles
-from fastconv.backends.cuda.device import Kernel, provider
+from fastconv.backends.cuda.device import Kernel, TensorMap, provider
 from fastconv.backends.cuda.tiles import Tile, ceil_div
 from fastconv.backends.lattice import Lattice
 from fastconv.problem import ConvProblem
@@ -21,8 +21,8 @@ from fastconv.problem.common import Strides, five
 
 Array = Any  # of the provider
 
-ALGORITHMS = ("auto", "direct", "simt", "mma")
-"""What a call may ask for; "simt 64x64" forces a tile too."""
+ALGORITHMS = ("auto", "direct", "simt", "mma", "wgmma")
+"""What a call may ask for; "simt 64x64" forces a tile too. "auto" never takes "wgmma", which no GPU has confirmed."""
 
 # FC_DTYPE of prim.cuh, and the bytes of what sums are taken in.
 DTYPES = {"float32": (0, 4), "float64": (1, 8), "float16": (2, 4), "bfloat16": (3, 4)}
@@ -48,6 +48,12 @@ MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
 MMA_TILE = 128, 128
 MMA_STAGES = 4
 MMA_CAPABILITY = 8, 0
+# The same of wgmma: pixels of a tile, and elements of 128 bytes. What maps of images hold, by spatial axes: corners of
+# the box from -n to n - 1, and offsets of taps; and the widest stride.
+WGMMA_CAPABILITY = 9, 0
+WGMMA_TILE = 128, 64
+MAP_LIMITS = {2: (128, 255), 3: (16, 31)}
+MAP_STEPS = 8
 # Taps that a thread of the direct weight gradient sums at once.
 TAPS = (1, 3, 9)
 
@@ -65,6 +71,7 @@ class Launch(NamedTuple):
     args: tuple[Any, ...]
     smem: int
     pack: Pack | None = None
+    maps: tuple[TensorMap, TensorMap] | None = None  # of the image and of the weights
 
 
 class Pack(NamedTuple):
@@ -200,16 +207,16 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
                          f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
     _check_sizes(problem, op)
-    refused = _mma_refuses(problem, capability)
-    if name == "mma" and refused:
-        raise ValueError(f"{op}: algorithm is 'mma', but that cannot run this problem: {refused}. "
+    refused = _wgmma_refuses(problem, op, capability) if name == "wgmma" else _mma_refuses(problem, capability)
+    if name in ("mma", "wgmma") and refused:
+        raise ValueError(f"{op}: algorithm is {name!r}, but that cannot run this problem: {refused}. "
                          "Hint: algorithm='auto'")
     if name == "auto":
         # TF32 rounds more than float32, so that it is never chosen; for 16 bits tensor cores are exact.
         short = problem.dtype in SHORT_FLOATS and not refused
         name = "direct" if _narrow(problem) else "mma" if short else "simt"
-    if name == "mma":
-        return _mma_plan(problem, op, relu, multiprocessors, aligned)
+    if name in ("mma", "wgmma"):
+        return _mma_plan(problem, op, name, relu, multiprocessors, aligned)
     if op == "conv_weight_grad":
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
                          else _weight_grad_simt(problem, tile, multiprocessors))
@@ -242,7 +249,71 @@ def _mma_refuses(problem: ConvProblem, capability: tuple[int, int]) -> str | Non
     return None
 
 
-def _mma_plan(problem: ConvProblem, op: str, relu: bool, multiprocessors: int, aligned: bool) -> Plan:
+def _wgmma_refuses(problem: ConvProblem, op: str, capability: tuple[int, int]) -> str | None:
+    """The same of those of sm_90a, which the tensor memory accelerator feeds."""
+    if op == "conv_weight_grad":
+        return "it has no weight gradient"
+    if problem.dtype not in SHORT_FLOATS:
+        return f"it takes 16 bits, not {problem.dtype}"
+    if capability != WGMMA_CAPABILITY:
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, and 9.0 is needed"
+    if problem.groups > 1:
+        return f"it takes one group, not {problem.groups}"
+    for part in _parts(problem, op)[0]:
+        axes, s = _image_axes(part), _structure(part)
+        corner, offset = MAP_LIMITS[axes]
+        lower, upper = _box(s, axes)
+        if not all(-corner <= n < corner for n in (*lower, *upper)):
+            return f"its map holds padding from {-corner} to {corner - 1}, and this needs {lower} and {upper}"
+        reach = int(((s["taps"] - 1) * s["tap_step"]).max())
+        if reach > offset or s["step"].max() > MAP_STEPS:
+            return f"its map holds taps up to {offset} apart and strides up to {MAP_STEPS}"
+    return None
+
+
+def _image_axes(part: Lattice) -> int:
+    """Spatial axes of the map of the image that `part` reads."""
+    return 2 if part.in_size[0] == part.out_size[0] == 1 and all(tap[0] == 0 for tap in part.tap_at) else 3
+
+
+def _box(s: Any, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the first tap goes along each axis, fastest first: from which position, and up to which behind the end."""
+    spans = ((s["out_size"] - 1) * s["step"] + 1 - s["in_size"] + s["tap_at"]).tolist()
+    return tuple(s["tap_at"].tolist()[:-axes - 1:-1]), tuple(spans[:-axes - 1:-1])
+
+
+def _wgmma(part: Lattice, dtype: str, relu: bool, channels: int) -> Launch:
+    """`part` reads `channels`."""
+    code, _ = DTYPES[dtype]
+    axes, s, taps = _image_axes(part), _structure(part), len(part.tap_at)
+    bm, depth = WGMMA_TILE
+    bn = 128 if part.out_channels <= 128 else 256
+    blocks = ceil_div(channels, depth)
+    pack = _pack(part, s, dtype, blocks * depth)
+    lower, upper = _box(s, axes)
+    # An axis of one element has any stride, and the map wants a multiple of 16 bytes.
+    sizes = (*part.in_size[:-axes - 1:-1], part.batch)
+    strides = (*part.in_strides[:-axes - 1:-1], part.in_strides[0])
+    in_bytes = tuple(2 * stride if n > 1 else 16 for n, stride in zip(sizes, strides, strict=True))
+    image = TensorMap((channels, *sizes), in_bytes, (depth,), bm, lower, upper,
+                      (1, *s["step"].tolist()[:-axes - 1:-1], 1))
+    width = taps * blocks * depth
+    weights = TensorMap((width, part.out_channels), (2 * width,), (depth, bn))
+    kernel = Kernel("conv_wgmma.cu", "conv_wgmma", (
+        ("FC_DTYPE", code), ("BN", bn), ("AXES", axes),
+        ("OUT_PIXELS_FAST", int(_pixels_fast(part.out_strides, part.out_channels)))), "sm_90a")
+    grid = ceil_div(part.batch * math.prod(part.out_size), bm), ceil_div(part.out_channels, bn)
+    smem = 1024 + MMA_STAGES * ((bm + bn) * depth * 2 + 2 * 8)
+    return Launch(kernel, grid, (384,), (s, np.int32(blocks), np.int32(relu)), smem, pack, (image, weights))
+
+
+def _pack(part: Lattice, s: Any, dtype: str, padded: int) -> Pack:
+    """Weights as [group, k][tap][c], c padded with zeros."""
+    return Pack(Kernel("pack_weights.cu", "pack_weights", (("FC_DTYPE", DTYPES[dtype][0]),)), (s, np.int32(padded)),
+                part.groups * part.out_channels * len(part.tap_at) * padded, _weights_layout(s, padded))
+
+
+def _mma_plan(problem: ConvProblem, op: str, name: str, relu: bool, multiprocessors: int, aligned: bool) -> Plan:
     reads_x, reads_y = op != "conv_input_grad", op != "conv"
     each = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     x, y = (_image(problem, size, strides, channels, aligned) if reads else (strides, channels, None)
@@ -254,10 +325,11 @@ def _mma_plan(problem: ConvProblem, op: str, relu: bool, multiprocessors: int, a
     there = replace(problem, x_strides=x[0], y_strides=y[0])
     if op == "conv_weight_grad":
         first, splits = _weight_grad_mma(there, x[1], y[1], multiprocessors)
-        return _weight_grad_plan(problem, "mma", first, splits)._replace(copies=copies, in_place=in_place)
+        return _weight_grad_plan(problem, name, first, splits)._replace(copies=copies, in_place=in_place)
     parts, covers = _parts(there, op)
-    launches = tuple(_mma(part, problem.dtype, relu, x[1] if op == "conv" else y[1]) for part in parts)
-    return Plan(problem, op, "mma", launches, covers, relu, copies=copies, in_place=in_place)
+    make = _mma if name == "mma" else _wgmma
+    launches = tuple(make(part, problem.dtype, relu, x[1] if op == "conv" else y[1]) for part in parts)
+    return Plan(problem, op, name, launches, covers, relu, copies=copies, in_place=in_place)
 
 
 def _image(problem: ConvProblem, size: tuple[int, ...], strides: Strides, channels: int,
@@ -268,7 +340,8 @@ def _image(problem: ConvProblem, size: tuple[int, ...], strides: Strides, channe
     """
     run = MMA_RUN[problem.dtype]
     steps = [stride for stride, n in zip((strides[0], *strides[2:]), (problem.batch, *size), strict=True) if n > 1]
-    if aligned and strides[1] == 1 and channels % run == 0 and not any(step % run for step in steps):
+    # Not backwards either: the tensor memory accelerator cannot, and others hardly ever are asked to.
+    if aligned and strides[1] == 1 and channels % run == 0 and not any(step < run or step % run for step in steps):
         return strides, channels, None
     padded = ceil_div(channels, run) * run
     pixel, pixels = problem.groups * padded, math.prod(size)
@@ -290,8 +363,7 @@ def _mma(part: Lattice, dtype: str, relu: bool, padded: int) -> Launch:
     run = MMA_RUN[dtype]
     step = 4 * run
     s, taps = _structure(part), len(part.tap_at)
-    pack = Pack(Kernel("pack_weights.cu", "pack_weights", (("FC_DTYPE", code),)), (s, np.int32(padded)),
-                part.groups * part.out_channels * taps * padded, _weights_layout(s, padded))
+    pack = _pack(part, s, dtype, padded)
     read = s.copy()
     read["in_channels"] = padded
     kernel = Kernel("conv_mma.cu", "conv_mma", (
@@ -429,7 +501,7 @@ class Run:
         self._with_sum: dict[tuple[int, ...], list[Any]] = {}  # structures of the launches, by strides of the residual
         self._keep = packed
         self._packed = None if packed is None else [
-            pack and packed(pack.layout, partial(_packed, pack)) for *_, pack in self.plan.launches]
+            launch.pack and packed(launch.pack.layout, partial(_packed, launch.pack)) for launch in self.plan.launches]
         self._unaligned: Run | None = None
 
     def __call__(self, x: Array, w: Array, b: Array | None = None, out: Array | None = None,
@@ -445,18 +517,19 @@ class Run:
         if plan.copies[0] is not None and plan.launches:
             x = _copied(plan.copies[0], x)
         structures = None if add is None else self._structures(add)
-        for number, (kernel, grid, block, args, smem, pack) in enumerate(plan.launches):
+        for number, (kernel, grid, block, args, smem, pack, maps) in enumerate(plan.launches):
             if structures is not None:
                 args = structures[number], *args[1:]
             weights = w if pack is None else _packed(pack, w) if self._packed is None else self._packed[number]
-            launch(kernel, grid, block, (x, weights, b, add, out, *args), smem)
+            operands = (x, weights) if maps is None else map(provider().tensor_map, (x, weights), maps)
+            launch(kernel, grid, block, (*operands, b, add, out, *args), smem)
         return out
 
     def _copying(self) -> Run:
         """What runs where the first element of the input does not start a run of 16 bytes."""
         if self._unaligned is None:
-            plan = self.plan
-            self._unaligned = Run(plan.problem, plan.op, "mma", relu=plan.relu, packed=self._keep, aligned=False)
+            p = self.plan
+            self._unaligned = Run(p.problem, p.op, p.algorithm, relu=p.relu, packed=self._keep, aligned=False)
         return self._unaligned
 
     def _structures(self, add: Array) -> list[Any]:

@@ -37,9 +37,7 @@ extern "C" __global__ void __launch_bounds__(256, 3)
         for (int c = 0; c < l.in_channels; c++)
           sum += (valid ? to_real(__ldg(&x[c * l.in_strides[1]])) : real(0)) * to_real(__ldg(&f[c * l.w_strides[2]]));
       }
-  if (bias) sum += to_real(bias[channel]);
-  if (add) sum += to_real(add[l.add_offset + pixel_out(l.add_strides, p) + channel * l.add_strides[1]]);
-  if (relu && sum < real(0)) sum = real(0); // NaN stays
-  out[l.out_offset + pixel_out(l.out_strides, p) + channel * l.out_strides[1]] = to_element(sum);
+  out[l.out_offset + pixel_out(l.out_strides, p) + channel * l.out_strides[1]] =
+      finished(l, sum, bias, add, l.add_offset + pixel_out(l.add_strides, p), channel, relu);
 }
 FC_EXPORT(conv_direct)

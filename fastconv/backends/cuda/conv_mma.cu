@@ -130,11 +130,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
 #pragma unroll 4
   for (int n = tid / BM; n < BN && n0 + n < l.out_channels; n += NT / BM) {
     const int64 channel = (int64)group * l.out_channels + n0 + n;
-    float v = results[n * LDO + tid % BM];
-    if (bias) v += to_real(bias[channel]);
-    if (add) v += to_real(add[from + channel * l.add_strides[1]]);
-    if (relu && v < 0.f) v = 0.f; // NaN stays
-    out[to + channel * l.out_strides[1]] = to_element(v);
+    out[to + channel * l.out_strides[1]] = finished(l, results[n * LDO + tid % BM], bias, add, from, channel, relu);
   }
 #else
 #pragma unroll
@@ -152,11 +148,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
           const int n = n0 + warp_n * (BN / 4) + j * 8 + lane % 4 * 2 + e;
           if (n >= l.out_channels) continue;
           const int64 channel = (int64)group * l.out_channels + n;
-          float v = sums[i][j][h * 2 + e];
-          if (bias) v += to_real(bias[channel]);
-          if (add) v += to_real(add[from + channel * l.add_strides[1]]);
-          if (relu && v < 0.f) v = 0.f; // NaN stays
-          out[to + channel * l.out_strides[1]] = to_element(v);
+          out[to + channel * l.out_strides[1]] = finished(l, sums[i][j][h * 2 + e], bias, add, from, channel, relu);
         }
     }
 #endif

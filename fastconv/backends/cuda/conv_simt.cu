@@ -132,11 +132,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
       const int n = n0 + (j / FC_PACK * (BN / TN) + tx) * FC_PACK + j % FC_PACK;
       if (n >= l.out_channels) continue;
       const int64 channel = (int64)group * l.out_channels + n;
-      real v = sums[i][j];
-      if (bias) v += to_real(bias[channel]);
-      if (add) v += to_real(add[from + channel * l.add_strides[1]]);
-      if (relu && v < real(0)) v = real(0); // NaN stays
-      out[to + channel * l.out_strides[1]] = to_element(v);
+      out[to + channel * l.out_strides[1]] = finished(l, sums[i][j], bias, add, from, channel, relu);
     }
   }
 }

@@ -46,11 +46,42 @@ def bfloat16() -> np.dtype[Any]:
 
 
 class Kernel(NamedTuple):
-    """A kernel in one of its forms: which source, which function, and what is defined when it is compiled."""
+    """A kernel in one of its forms: which source, which function, and what is defined when it is compiled.
+
+    `architecture` is what it needs beyond the GPU's own: "sm_90a".
+    """
 
     source: str
     name: str
     defines: tuple[tuple[str, str | int], ...] = ()
+    architecture: str = ""
+
+
+class TensorMap(NamedTuple):
+    """What the tensor memory accelerator is told of an array of 16-bit numbers; tiles have rows of 128 bytes, swizzled.
+
+    Axes come fastest first, and the first is dense.
+
+    Attributes
+    ----------
+    dims, strides
+        Extents, and the distances in bytes of all axes but the first.
+    box
+        Extents of a tile; of an image only that of the first axis, its channels.
+    pixels
+        Pixels of a tile of an image (im2col mode), 0 for a matrix.
+    lower, upper, steps
+        Of an image: where the box that pixels go through starts along each spatial axis, where it ends relative to
+        the end of the axis, and how far apart pixels are (for all axes).
+    """
+
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    pixels: int = 0
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 class Provider(Protocol):
@@ -73,6 +104,9 @@ class Provider(Protocol):
 
     def capability(self) -> tuple[int, int]:
         """Compute capability of the current GPU, as (9, 0)."""
+
+    def tensor_map(self, array: Any, layout: TensorMap) -> Any:
+        """The map of an array, 128 bytes to be passed by value."""
 
     def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
                smem: int = 0) -> None:
@@ -137,6 +171,11 @@ class CupyProvider:
     def _attribute(self, name: str) -> int:
         return int(self._cupy.cuda.Device().attributes[name])
 
+    def tensor_map(self, array: Any, layout: TensorMap) -> Any:
+        from fastconv.backends.cuda import driver
+
+        return driver.tensor_map(array.data.ptr, array.dtype.name, layout)
+
     def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
                smem: int = 0) -> None:
         key = self._cupy.cuda.runtime.getDevice(), kernel
@@ -148,6 +187,8 @@ class CupyProvider:
 
     def _compile(self, kernel: Kernel, smem: int) -> Any:
         options = ("-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines))
+        if kernel.architecture:  # CuPy adds the GPU's own, and the longer name wins
+            options += (f"-arch={kernel.architecture}",)
         module = self._cupy.RawModule(code=source_text(kernel.source), options=options)
         function = module.get_function(kernel.name)
         if smem > 48 * 1024:  # beyond what every kernel may have without asking

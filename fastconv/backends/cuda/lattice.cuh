@@ -84,3 +84,11 @@ __device__ __forceinline__ void set_outside(Place &p) {
   p.at[0] = p.at[1] = p.at[2] = FC_OUTSIDE;
   p.offset = 0;
 }
+// What becomes of a sum: bias, residual, ReLU. `from` is where the pixel starts in `add`.
+__device__ __forceinline__ element finished(const Lattice &l, real v, const element *bias, const element *add, int64 from,
+                                            int64 channel, int relu) {
+  if (bias) v += to_real(bias[channel]);
+  if (add) v += to_real(add[from + channel * l.add_strides[1]]);
+  if (relu && v < real(0)) v = real(0); // NaN stays
+  return to_element(v);
+}

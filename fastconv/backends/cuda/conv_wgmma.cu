@@ -1,0 +1,133 @@
+// A lattice of one group as an implicit matrix product on the tensor cores of sm_90a: rows are output pixels, columns output
+// channels, and each step in depth is one tap and BK input channels. One thread has the tensor memory accelerator bring in
+// tiles, of `in` in its im2col mode, which knows the padding, and of the packed weights ([k][tap][c], c padded with zeros
+// to a multiple of BK); two warpgroups multiply, each 64 rows. `full` says that a stage has come, `empty` that both
+// warpgroups have done with it.
+//
+// Compiled for a dtype of 16 bits (FC_DTYPE), a tile of BM x BN, the spatial axes of the map (AXES: 2 or 3), and whether
+// neighbouring pixels of `out` lie closer together than neighbouring channels: OUT_PIXELS_FAST.
+#include "prim.cuh"
+#include "lattice.cuh"
+
+#define NT 384
+#define BM 128
+#define BK 64 // elements, 128 bytes: a row of a tile
+#define STAGES 4
+#define CONSUMERS 8 // warps
+#define LDO (BM + 4) // of a channel, when results go through shared memory
+
+typedef unsigned long long barrier_t;
+
+// What wgmma reads: rows of 128 bytes from an address on, eight of which make a block of the 128B swizzle.
+__device__ __forceinline__ unsigned long long descriptor_of(const void *tile) {
+  const unsigned long long rows_of_8 = 8 * 128 >> 4, swizzle_128 = 1;
+  return (fc::shared_address(tile) & 0x3ffff) >> 4 | 1ull << 16 | rows_of_8 << 32 | swizzle_128 << 62;
+}
+__device__ __forceinline__ void multiply(float (&d)[BN / 2], unsigned long long a, unsigned long long b) {
+#if FC_DTYPE == FC_FLOAT16
+  fc::wgmma_half(d, a, b);
+#else
+  fc::wgmma_bfloat16(d, a, b);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(NT, 1)
+    conv_wgmma(const __grid_constant__ fc::TensorMap in, const __grid_constant__ fc::TensorMap w,
+               const element *__restrict__ bias, const element *__restrict__ add, element *__restrict__ out,
+               const Lattice l, const int blocks, const int relu) {
+  FC_SMEM(memory);
+  // Blocks of the swizzle start with multiples of 1024 bytes.
+  unsigned char *tiles = memory + (1024 - fc::shared_address(memory) % 1024) % 1024;
+  element *as = reinterpret_cast<element *>(tiles);                      // [STAGES][BM][BK]
+  element *bs = as + STAGES * BM * BK;                                   // [STAGES][BN][BK]
+  barrier_t *full = reinterpret_cast<barrier_t *>(bs + STAGES * BN * BK); // [STAGES]
+  barrier_t *empty = full + STAGES;                                      // [STAGES]
+  const int tid = threadIdx.x, lane = tid % 32;
+  const int64 m0 = (int64)blockIdx.x * BM;
+  const int n0 = blockIdx.y * BN;
+  const int64 pixels = (int64)l.batch * l.out_size[0] * l.out_size[1] * l.out_size[2];
+  const int steps = blocks * l.taps[0] * l.taps[1] * l.taps[2];
+
+  if (tid == 0) {
+    for (int s = 0; s < STAGES; s++) {
+      fc::mbarrier_init(&full[s], 1);
+      fc::mbarrier_init(&empty[s], CONSUMERS);
+    }
+    fc::mbarrier_fence();
+  }
+  __syncthreads();
+  float sums[BN / 2] = {};
+  const int row = tid / 32 % 4 * 16 + lane / 4, consumer = tid / 128 - 1; // -1: of the first warpgroup one thread copies
+  if (tid == 0) {
+    const Digits p = to_digits(m0, l.out_size[2], l.out_size[1], l.out_size[0]);
+    const int x = p.v[0] * l.step[2] + l.tap_at[2], y = p.v[1] * l.step[1] + l.tap_at[1];
+    Digits t = {{0, 0, 0, 0}}; // block of channels, tap width, height, depth
+    for (int k = 0; k < steps; k++) {
+      const int stage = k % STAGES;
+      fc::mbarrier_wait(&empty[stage], (k / STAGES & 1) ^ 1);
+      fc::mbarrier_expect(&full[stage], (BM + BN) * BK * 2);
+#if AXES == 2
+      fc::tma_image(as + stage * BM * BK, in, &full[stage], t.v[0] * BK, x, y, p.v[3], t.v[1] * l.tap_step[2],
+                    t.v[2] * l.tap_step[1]);
+#else
+      fc::tma_volume(as + stage * BM * BK, in, &full[stage], t.v[0] * BK, x, y, p.v[2] * l.step[0] + l.tap_at[0], p.v[3],
+                     t.v[1] * l.tap_step[2], t.v[2] * l.tap_step[1], t.v[3] * l.tap_step[0]);
+#endif
+      fc::tma_matrix(bs + stage * BN * BK, w, &full[stage], k * BK, n0);
+      if (++t.v[0] == blocks) {
+        t.v[0] = 0;
+        if (++t.v[1] == l.taps[2]) {
+          t.v[1] = 0;
+          if (++t.v[2] == l.taps[1]) t.v[2] = 0, t.v[3]++;
+        }
+      }
+    }
+  } else if (consumer >= 0) {
+    for (int k = 0; k < steps; k++) {
+      const int stage = k % STAGES;
+      fc::mbarrier_wait(&full[stage], k / STAGES & 1);
+      const unsigned long long a = descriptor_of(as + (stage * BM + consumer * 64) * BK);
+      const unsigned long long b = descriptor_of(bs + stage * BN * BK);
+      fc::wgmma_fence();
+#pragma unroll
+      for (int c = 0; c < BK / 16; c++) multiply(sums, a + c * (16 * 2 >> 4), b + c * (16 * 2 >> 4));
+      fc::wgmma_commit();
+      fc::wgmma_wait<1>();
+      if (k > 0 && lane == 0) fc::mbarrier_arrive(&empty[(k - 1) % STAGES]);
+    }
+    fc::wgmma_wait<0>();
+  }
+  __syncthreads();
+#if OUT_PIXELS_FAST
+  float *results = reinterpret_cast<float *>(tiles); // [BN][LDO]
+  if (consumer >= 0) {
+#pragma unroll
+    for (int i = 0; i < BN / 2; i++)
+      results[(i / 4 * 8 + lane % 4 * 2 + i % 2) * LDO + consumer * 64 + row + i / 2 % 2 * 8] = sums[i];
+  }
+  __syncthreads();
+  const int64 m = m0 + tid % BM;
+  if (m >= pixels) return;
+  const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
+  const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
+#pragma unroll 4
+  for (int n = tid / BM; n < BN && n0 + n < l.out_channels; n += NT / BM)
+    out[to + (n0 + n) * l.out_strides[1]] = finished(l, results[n * LDO + tid % BM], bias, add, from, n0 + n, relu);
+#else
+  if (consumer < 0) return;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int64 m = m0 + consumer * 64 + row + h * 8;
+    if (m >= pixels) continue;
+    const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
+    const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
+#pragma unroll
+    for (int i = 0; i < BN / 2; i++) {
+      const int n = n0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+      if (i / 2 % 2 == h && n < l.out_channels)
+        out[to + n * l.out_strides[1]] = finished(l, sums[i], bias, add, from, n, relu);
+    }
+  }
+#endif
+}
+FC_EXPORT(conv_wgmma)
