@@ -49,7 +49,10 @@ class Reference:
     # ---- blocks ----
 
     def residual(self, name, x, convolutions, stride=1, residual=True, paper=False):
-        """`convolutions` is 2 or 3: basic block or bottleneck."""
+        """`convolutions` is 2 or 3: basic block or bottleneck. The paper's basic blocks have shortcuts that pad.
+
+        Where size or channels change and there is no padding, the projection's weights must be there.
+        """
         z = x
         for i in range(1, convolutions + 1):
             kernel = 3 if convolutions == 2 or i == 2 else 1
@@ -58,11 +61,11 @@ class Reference:
             z = relu(z) if i < convolutions else z
         if not residual:
             return relu(z)
-        if self.has(f"{name}downsample"):
-            x = self.norm(f"{name}downsample.1", self.conv(f"{name}downsample.0", x, stride))
-        elif z.shape != x.shape:
+        if z.shape != x.shape and paper and convolutions == 2:
             x = x[(..., *[slice(None, None, stride)] * (x.ndim - 2))]
             x = np.concatenate([x, np.zeros((len(x), z.shape[1] - x.shape[1], *x.shape[2:]))], 1)
+        elif z.shape != x.shape:
+            x = self.norm(f"{name}downsample.1", self.conv(f"{name}downsample.0", x, stride))
         return relu(z + x)
 
     def dense_layer(self, name, x):

@@ -30,7 +30,7 @@ BLOCKS = {
     "bottleneck, paper": (lambda k: blocks.bottleneck(4, 2, 2, variant="paper", **k),
                           lambda r, x: r.residual("", x, 3, 2, paper=True)),
     "basic, padding": (lambda k: blocks.basic_block(4, 6, 2, shortcut="padding", **k),
-                       lambda r, x: r.residual("", x, 2, 2)),
+                       lambda r, x: r.residual("", x, 2, 2, paper=True)),
     "dense layer": (lambda k: blocks.DenseLayer(4, 3, expansion=2, **k), lambda r, x: r.dense_layer("", x)),
     "dense block": (lambda k: blocks.DenseBlock(4, 3, 2, expansion=2, **k), lambda r, x: r.dense_block("", x)),
     "dense block, one layer": (lambda k: blocks.DenseBlock(4, 1, 2, **k), lambda r, x: r.dense_block("", x)),

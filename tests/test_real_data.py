@@ -67,7 +67,7 @@ def test_cnn3d_on_adrenal_glands(monkeypatch, capsys):
 FAMILIES = {
     "resnet18": ({"width": 0.125}, None),
     "densenet121": ({"width": 0.125}, 32),
-    "googlenet": ({"width": 0.125, "variant": "torchvision", "auxiliary": True, "dropout": 0.0}, None),
+    "googlenet": ({"width": 0.125, "variant": "torchvision", "stem": "small", "auxiliary": True, "dropout": 0.0}, None),
     "vgg11": ({"width": 0.125, "batch_norm": True, "dropout": 0.0}, 32),
 }
 
@@ -104,9 +104,31 @@ def test_small_resnet18_on_chest_x_rays(tmp_path, capsys):
     assert auc >= 0.85
 
 
+VOLUMES = {
+    "densenet121": ["--options", "stem=small", "width=0.125", "--epochs", "6", "--lr", "2e-3"],
+    "googlenet": ["--options", "stem=small", "width=0.125", "variant=torchvision", "auxiliary=true", "--epochs", "8",
+                  "--lr", "2e-3"],
+    "vgg11": ["--size", "32", "--options", "batch_norm=true", "width=0.25", "dropout=0.2", "--epochs", "8", "--lr",
+              "1e-3"],
+}
+
+
+@long
+@pytest.mark.parametrize("name", VOLUMES)
+def test_volumes_on_adrenal_glands(name, tmp_path, capsys):
+    """DenseNet 0.888, GoogLeNet 0.876, VGG 0.866.
+
+    The standard error of an AUC of 0.87 is 0.029 (Hanley and McNeil 1982) with 69 masses among 298 test volumes: the
+    bound is three of them below the weakest.
+    """
+    auc, _ = train(capsys, tmp_path, "--model", name, "--data", data_file("adrenalmnist3d.npz"), *VOLUMES[name],
+                   "--batch-size", "32", "--augment", "flip", "--select", "loss")
+    assert auc >= 0.78
+
+
 @long
 def test_resnet18_3d_on_adrenal_glands(tmp_path, capsys):
-    """0.869; MedMNIST's own ResNet-18 in 3D has 0.827 after 100 epochs (Yang et al. 2023)."""
+    """0.871; MedMNIST's own ResNet-18 in 3D has 0.827 after 100 epochs (Yang et al. 2023)."""
     auc, _ = train(capsys, tmp_path, "--model", "resnet18", "--data", data_file("adrenalmnist3d.npz"), "--epochs", "12",
                    "--batch-size", "32", "--lr", "1e-3", "--augment", "flip", "--select", "loss")
     assert auc >= 0.8

@@ -133,15 +133,16 @@ class DenseBlock(nn.Module):
 
 
 class DenseNet(nn.Module):
-    def __init__(self, counts, growth, channels, in_channels=3, classes=1000, ndim=2, monai=False):
+    def __init__(self, counts, growth, channels, in_channels=3, classes=1000, ndim=2, monai=False, stem="large"):
         super().__init__()
         d = Dims(ndim)
+        large = stem == "large"
         layer = MonaiDenseLayer if monai else DenseLayer
         f = self.features = nn.Sequential()
-        f.add_module("conv0", d.Conv(in_channels, channels, 7, 2, 3, bias=False))
+        f.add_module("conv0", d.Conv(in_channels, channels, *((7, 2, 3) if large else (3, 1, 1)), bias=False))
         f.add_module("norm0", d.BatchNorm(channels))
         f.add_module("relu0", nn.ReLU())
-        f.add_module("pool0", d.MaxPool(3, 2, 1))
+        f.add_module("pool0", d.MaxPool(3, 2, 1) if large else nn.Identity())
         for i, count in enumerate(counts, 1):
             f.add_module(f"denseblock{i}", DenseBlock(d, channels, count, growth, layer))
             channels += count * growth
@@ -220,11 +221,12 @@ class GoogLeNet(nn.Module):
         5a 256 160 320  32 128 128
         5b 384 192 384  48 128 128"""
 
-    def __init__(self, torchvision, in_channels=3, classes=1000, width=1, ndim=2):
+    def __init__(self, torchvision, in_channels=3, classes=1000, width=1, ndim=2, stem="large"):
         super().__init__()
         d = Dims(ndim)
-        self.torchvision = torchvision
-        self.conv1 = ConvReLU(d, torchvision, in_channels, 64 // width, 7, stride=2, padding=3)
+        self.torchvision, self.large = torchvision, stem == "large"
+        kernel, stride = (7, 2) if self.large else (3, 1)
+        self.conv1 = ConvReLU(d, torchvision, in_channels, 64 // width, kernel, stride=stride, padding=kernel // 2)
         self.conv2 = ConvReLU(d, torchvision, 64 // width, 64 // width, 1)
         self.conv3 = ConvReLU(d, torchvision, 64 // width, 192 // width, 3, padding=1)
         self.pool = d.MaxPool(3, 2, ceil_mode=True)
@@ -244,7 +246,9 @@ class GoogLeNet(nn.Module):
         def norm(x):
             return x if self.torchvision else F.local_response_norm(x, 5, 1e-4, 0.75, 1.0)
 
-        x = norm(self.pool(self.conv1(x)))
+        x = self.conv1(x)
+        if self.large:
+            x = norm(self.pool(x))
         x = self.pool(norm(self.conv3(self.conv2(x))))
         x = self.pool(self.inception3b(self.inception3a(x)))
         x = self.inception4a(x)

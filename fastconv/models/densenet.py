@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from fastconv.nn import init
 from fastconv.nn.basic import Flatten, ReLU
-from fastconv.nn.blocks import DenseBlock, Kit, Rng, scaled, transition
+from fastconv.nn.blocks import DenseBlock, Kit, Rng, scaled, stem_window, transition
 from fastconv.nn.combine import Sequential
 from fastconv.nn.layer import Layer
 from fastconv.nn.pool import GlobalAvgPool
@@ -23,8 +23,8 @@ BLOCKS = {
 }
 
 
-def densenet(depth: int = 121, in_channels: int = 3, num_classes: int = 1000, *, dropout: float = 0.0,
-             width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Sequential:
+def densenet(depth: int = 121, in_channels: int = 3, num_classes: int = 1000, *, stem: str = "large",
+             dropout: float = 0.0, width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Sequential:
     """DenseNet-BC with 121, 161, 169 or 201 weight layers.
 
     ============  ====================================================  ===========
@@ -51,6 +51,9 @@ def densenet(depth: int = 121, in_channels: int = 3, num_classes: int = 1000, *,
         121, 161, 169 or 201.
     in_channels, num_classes : int
         Channels of the input, number of outputs.
+    stem : str
+        ``"large"`` as in the table; ``"small"`` is a 3x3 convolution with stride 1 and no pool, for images of
+        about 32 pixels.
     dropout : float
         Share of the output of each dense layer that training drops.
     width : float
@@ -68,19 +71,21 @@ def densenet(depth: int = 121, in_channels: int = 3, num_classes: int = 1000, *,
     Raises
     ------
     ValueError
-        For an unknown depth or `ndim`.
+        For an unknown depth, stem or `ndim`.
     """
     if depth not in BLOCKS:
         raise ValueError(f"densenet: depth is {depth}, but one of {tuple(BLOCKS)} is needed. Hint: densenet(121)")
+    window = stem_window("densenet", stem)
     kit = Kit(ndim, dtype, rng)
     growth_rate, channels, counts = BLOCKS[depth]
     growth_rate, channels = scaled(growth_rate, width), scaled(channels, width)
     layers: dict[str, Layer] = {
-        "conv0": kit.conv(in_channels, channels, 7, stride=2, padding=3, bias=False),
+        "conv0": kit.conv(in_channels, channels, **window, bias=False),
         "norm0": kit.batch_norm(channels), "relu0": ReLU()}
+    first_pool = kit.max_pool(3, 2, padding=1) if stem == "large" else None
     for number, count in enumerate(counts, 1):
-        pool = kit.max_pool(3, 2, padding=1) if number == 1 else kit.avg_pool(2, 2)
-        block = DenseBlock(channels, count, growth_rate, dropout=dropout, entry=pool, **kit.kind)
+        block = DenseBlock(channels, count, growth_rate, dropout=dropout,
+                           entry=first_pool if number == 1 else kit.avg_pool(2, 2), **kit.kind)
         layers[f"denseblock{number}"] = block
         channels = block.out_channels
         if number < len(counts):

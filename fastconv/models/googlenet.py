@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from fastconv.arrays import Array
 from fastconv.nn import init
 from fastconv.nn.basic import Flatten
-from fastconv.nn.blocks import Kit, Rng, auxiliary_classifier, check_variant, conv_relu, inception, scaled
+from fastconv.nn.blocks import Kit, Rng, auxiliary_classifier, check_variant, conv_relu, inception, scaled, stem_window
 from fastconv.nn.combine import Sequential
 from fastconv.nn.layer import Backward, Layer
 from fastconv.nn.losses import cross_entropy, heads_loss
@@ -99,8 +99,8 @@ class WithHeads(Sequential):
         return (x, *(outputs[name] for name in self.heads)), backward
 
 
-def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "paper", auxiliary: bool = False,
-              width: float = 1.0, dropout: float = 0.4, ndim: int = 2, dtype: DTypeLike = np.float32,
+def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "paper", stem: str = "large",
+              auxiliary: bool = False, width: float = 1.0, dropout: float = 0.4, ndim: int = 2, dtype: DTypeLike = np.float32,
               rng: Rng = None) -> WithHeads:
     """GoogLeNet: nine inception modules.
 
@@ -125,9 +125,12 @@ def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "
     variant : str
         ``"paper"`` has biases and LRN; ``"torchvision"`` batch normalisation instead, 3x3 for 5x5, and a last max
         pool of 2.
+    stem : str
+        ``"large"`` as in the table; ``"small"`` is a 3x3 convolution with stride 1, without the pool and the LRN behind
+        it, for images of about 32 pixels.
     auxiliary : bool
         Whether ``forward`` also gives the logits of the two auxiliary classifiers, for `googlenet_loss`. The paper's
-        need images of 223 to 270 pixels.
+        need images of 223 to 270 pixels, 56 to 67 behind a small stem.
     width : float
         Factor for the channels of all layers.
     dropout : float
@@ -146,25 +149,25 @@ def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "
     Raises
     ------
     ValueError
-        For an unknown variant or `ndim`.
+        For an unknown variant, stem or `ndim`.
     """
+    window = stem_window("googlenet", stem)
     kit = Kit(ndim, dtype, rng)
     torchvision = check_variant("googlenet", variant) == "torchvision"
     unit: Any = {"batch_norm": torchvision, **kit.kind}
-    stem = scaled(64, width), scaled(64, width), scaled(192, width)
+    first, reduced, channels = (scaled(c, width) for c in (64, 64, 192))
 
     def norm(name: str) -> dict[str, Layer]:
         # The paper says where, not with which constants; these are those of Caffe's published GoogLeNet.
         return {} if torchvision else {name: LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)}
 
     layers: dict[str, Layer] = {
-        "conv1": conv_relu(in_channels, stem[0], 7, stride=2, padding=3, **unit),
-        "maxpool1": kit.max_pool(3, 2, ceil_mode=True), **norm("norm1"),
-        "conv2": conv_relu(stem[0], stem[1], 1, **unit),
-        "conv3": conv_relu(stem[1], stem[2], 3, padding=1, **unit), **norm("norm2"),
+        "conv1": conv_relu(in_channels, first, **window, **unit),
+        **({"maxpool1": kit.max_pool(3, 2, ceil_mode=True), **norm("norm1")} if stem == "large" else {}),
+        "conv2": conv_relu(first, reduced, 1, **unit),
+        "conv3": conv_relu(reduced, channels, 3, padding=1, **unit), **norm("norm2"),
         "maxpool2": kit.max_pool(3, 2, ceil_mode=True)}
     heads: dict[str, tuple[str, Layer]] = {}
-    channels = stem[2]
     for name, (c1, c3, c5, pool) in INCEPTION.items():
         c1, pool = scaled(c1, width), scaled(pool, width)
         c3, c5 = ((scaled(reduced, width), scaled(full, width)) for reduced, full in (c3, c5))

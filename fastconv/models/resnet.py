@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from fastconv.nn import init
 from fastconv.nn.basic import Flatten, ReLU
-from fastconv.nn.blocks import BOTTLENECK_EXPANSION, Kit, Rng, basic_block, bottleneck, scaled
+from fastconv.nn.blocks import BOTTLENECK_EXPANSION, Kit, Rng, basic_block, bottleneck, scaled, stem_window
 from fastconv.nn.combine import Sequential
 from fastconv.nn.layer import Layer
 from fastconv.nn.pool import GlobalAvgPool
@@ -108,9 +108,7 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     if depth not in BLOCKS:
         raise ValueError(f"resnet: depth is {depth}, but one of {tuple(BLOCKS)} is needed. "
                          "Hint: resnet_small has 20, 32, 44, ... layers for small images")
-    if stem not in ("large", "small"):
-        raise ValueError(f"resnet: stem is {stem!r}, but 'large' or 'small' is needed. "
-                         "Hint: 'small' is for sizes of about 32")
+    window = stem_window("resnet", stem)
     if variant not in VARIANTS:
         raise ValueError(f"resnet: variant is {variant!r}, but one of {', '.join(map(repr, VARIANTS))} is needed. "
                          "Hint: 'torchvision' unless you load weights of another library")
@@ -123,10 +121,9 @@ def resnet(depth: int = 18, in_channels: int = 3, num_classes: int = 1000, *, st
     channels = tuple(scaled(c, width) for c in CHANNELS)
     pool: dict[str, Layer] = {}
     if stem == "large":
-        conv1 = kit.conv(in_channels, channels[0], 7, stride=form.stem_stride, padding=3, bias=False)
+        window["stride"] = form.stem_stride
         pool["maxpool"] = kit.max_pool(3, 2, padding=1)
-    else:
-        conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
+    conv1 = kit.conv(in_channels, channels[0], **window, bias=False)
     return _network(kit, conv1, pool, block, expansion, channels, counts, num_classes, residual, shortcut)
 
 
@@ -162,7 +159,7 @@ def resnet_small(depth: int = 20, in_channels: int = 3, num_classes: int = 10, *
                          "not such an n. Hint: resnet_small(20)")
     kit = Kit(ndim, dtype, rng)
     channels = tuple(scaled(c, width) for c in (16, 32, 64))
-    conv1 = kit.conv(in_channels, channels[0], 3, padding=1, bias=False)
+    conv1 = kit.conv(in_channels, channels[0], **stem_window("resnet_small", "small"), bias=False)
     return _network(kit, conv1, {}, basic_block, 1, channels, (blocks,) * 3, num_classes, residual, shortcut)
 
 

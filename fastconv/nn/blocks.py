@@ -574,6 +574,19 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
     return multiple * max(1, round(channels * width / multiple))
 
 
+def stem_window(op: str, stem: str) -> dict[str, int]:
+    """Window of a network's first convolution, for `Kit.conv`; raises ValueError if `stem` is unknown.
+
+    ``"large"``, for images of about 224 pixels, has a stride of 2, and a pool follows that halves the size once more;
+    ``"small"``, for those of about 32, leaves the size as it is, and no pool follows.
+    """
+    if stem not in ("large", "small"):
+        raise ValueError(f"{op}: stem is {stem!r}, but 'large' or 'small' is needed. "
+                         "Hint: 'small' is for sizes of about 32")
+    kernel_size, stride = (7, 2) if stem == "large" else (3, 1)
+    return {"kernel_size": kernel_size, "stride": stride, "padding": kernel_size // 2}
+
+
 def check_variant(op: str, variant: str) -> str:
     """Return `variant` if it is known; raises ValueError."""
     if variant not in ("paper", "torchvision"):
