@@ -24,7 +24,8 @@ BLOCKS = {
 
 
 def densenet(depth: int = 121, in_channels: int = 3, num_classes: int = 1000, *, stem: str = "large",
-             dropout: float = 0.0, width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32, rng: Rng = None) -> Sequential:
+             dropout: float = 0.0, width: float = 1.0, ndim: int = 2, dtype: DTypeLike = np.float32,
+             rng: Rng = None) -> Sequential:
     """DenseNet-BC with 121, 161, 169 or 201 weight layers.
 
     ============  ====================================================  ===========

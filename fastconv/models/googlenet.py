@@ -100,8 +100,8 @@ class WithHeads(Sequential):
 
 
 def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "paper", stem: str = "large",
-              auxiliary: bool = False, width: float = 1.0, dropout: float = 0.4, ndim: int = 2, dtype: DTypeLike = np.float32,
-              rng: Rng = None) -> WithHeads:
+              auxiliary: bool = False, width: float = 1.0, dropout: float = 0.4, ndim: int = 2,
+              dtype: DTypeLike = np.float32, rng: Rng = None) -> WithHeads:
     """GoogLeNet: nine inception modules.
 
     ==================  ===================================================  ===========
@@ -151,7 +151,7 @@ def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "
     ValueError
         For an unknown variant, stem or `ndim`.
     """
-    window = stem_window("googlenet", stem)
+    first_window = stem_window("googlenet", stem)
     kit = Kit(ndim, dtype, rng)
     torchvision = check_variant("googlenet", variant) == "torchvision"
     unit: Any = {"batch_norm": torchvision, **kit.kind}
@@ -162,7 +162,7 @@ def googlenet(in_channels: int = 3, num_classes: int = 1000, *, variant: str = "
         return {} if torchvision else {name: LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)}
 
     layers: dict[str, Layer] = {
-        "conv1": conv_relu(in_channels, first, **window, **unit),
+        "conv1": conv_relu(in_channels, first, **first_window, **unit),
         **({"maxpool1": kit.max_pool(3, 2, ceil_mode=True), **norm("norm1")} if stem == "large" else {}),
         "conv2": conv_relu(first, reduced, 1, **unit),
         "conv3": conv_relu(reduced, channels, 3, padding=1, **unit), **norm("norm2"),

@@ -574,7 +574,7 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
     return multiple * max(1, round(channels * width / multiple))
 
 
-def stem_window(op: str, stem: str) -> dict[str, int]:
+def stem_window(op: str, stem: str) -> dict[str, Any]:
     """Window of a network's first convolution, for `Kit.conv`; raises ValueError if `stem` is unknown.
 
     ``"large"``, for images of about 224 pixels, has a stride of 2, and a pool follows that halves the size once more;
