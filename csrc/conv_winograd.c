@@ -33,9 +33,11 @@ static const struct {
 
 static int points_of(int shape) { return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2]; }
 
-/* One term, along each axis: its first input position for output 0, counted from the first tap; taps, at most r. */
+/* One term, along each axis: its first input position for output 0, counted from the first tap; taps, at most r; bit a of
+ * `shorter`: whether it has fewer than r along axis a. */
 typedef struct {
     int64_t first[3], taps[3];
+    int shorter;
 } part;
 
 /* Taps of one part along an axis whose shape has `points` points. */
@@ -60,21 +62,25 @@ static void list_terms(const fc_wino *p, part *terms) {
     for (int a = 0; a < 3; a++) cut_axis(p, a, first[a], taps[a]);
     for (int64_t i = 0; i < p->terms; i++) {
         int64_t rest = i;
+        terms[i].shorter = 0;
         for (int a = 2; a >= 0; a--) {
             terms[i].first[a] = first[a][rest % p->parts[a]], terms[i].taps[a] = taps[a][rest % p->parts[a]];
+            terms[i].shorter |= (terms[i].taps[a] < most_taps(p, a)) << a;
             rest /= p->parts[a];
         }
     }
 }
 
-/* Whether the transformed weights of a term are zero at point q: the point at infinity sees only the r-th tap. */
-static int vanishes(const fc_wino *p, const part *term, int q) {
+/* The axes along which point q is the one at infinity, as bits. A term that is shorter there has no product. */
+static int at_infinity(const fc_wino *p, int q) {
+    int axes = 0;
     for (int a = 2; a >= 0; a--) {
         const int n = shapes[p->shape].points[a];
-        if (n > 1 && q % n == n - 1 && term->taps[a] < shapes[p->shape].taps) return 1;
+        if (n == 1) continue;
+        axes |= (q % n == n - 1) << a;
         q /= n;
     }
-    return 0;
+    return axes;
 }
 
 /* Predicted cycles of all tasks, if there are `blocks` of tiles and `panel_blocks` of panels. */
@@ -148,7 +154,7 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
     list_terms(p, terms);
     int64_t products = 0;
     for (int64_t i = 0; i < p->terms; i++)
-        for (int q = 0; q < points; q++) products += !vanishes(p, &terms[i], q);
+        for (int q = 0; q < points; q++) products += !(terms[i].shorter & at_infinity(p, q));
     p->depth = ceil_div(products * l->in_channels, points);
     const int64_t tiles = l->batch * per_image;
 
@@ -220,12 +226,13 @@ static int64_t place(const fc_wino *p, int64_t tile, int64_t at[3]) {
     return tile / p->tiles_per_image;
 }
 
+/* `ceil_div`, mostly without the division. */
+static int64_t steps(int64_t n, int64_t step) { return step == 1 ? n : ceil_div(n, step); }
+
 /* Transforms the patches of tiles [from, to), whose channels are contiguous. */
-static void input_nhwc(const fc_wino *p, const real *in, int64_t from, int64_t to, real *v) {
+static void input_nhwc(const fc_wino *p, const part *terms, const real *in, int64_t from, int64_t to, real *v) {
     const fc_lattice *l = &p->l;
     fc_wino_input g = {.channels = l->in_channels, .ldq = p->ldq_v};
-    part terms[FC_WINO_TERMS];
-    list_terms(p, terms);
     for (int64_t tile = from; tile < to; tile++) {
         int64_t at[3];
         const real *image = in + place(p, tile, at) * l->in_stride[0];
@@ -235,8 +242,8 @@ static void input_nhwc(const fc_wino *p, const real *in, int64_t from, int64_t t
                 const int64_t step = l->step[a], first = at[a] * step + p->first[a] + terms[i].first[a];
                 g.in += first * l->in_stride[a + 2];
                 g.stride[a] = step * l->in_stride[a + 2];
-                g.low[a] = first < 0 ? ceil_div(-first, step) : 0;
-                g.high[a] = first < l->in_size[a] ? ceil_div(l->in_size[a] - first, step) : 0;
+                g.low[a] = first < 0 ? steps(-first, step) : 0;
+                g.high[a] = first < l->in_size[a] ? steps(l->in_size[a] - first, step) : 0;
             }
             g.v = v + (tile - from) * p->ldv + i * p->term_width;
             ((const fc_kernels *)l->kernels)->wino_input(p->shape, &g);
@@ -246,13 +253,12 @@ static void input_nhwc(const fc_wino *p, const real *in, int64_t from, int64_t t
 
 /* The same for other memory orders: tiles that are neighbours in a row share their patches' rows, which are brought
  * into blocks of VL channels first. */
-static void input_any(const fc_wino *p, const real *in, int64_t from, int64_t to, real *v, real *stage) {
+static void input_any(const fc_wino *p, const part *terms, const real *in, int64_t from, int64_t to, real *v,
+                      real *stage) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int *points = shapes[p->shape].points, *outputs = shapes[p->shape].outputs;
     fc_wino_input g = {.channels = k->vl, .ldq = p->ldq_v, .high = {points[0], points[1], points[2]}};
-    part terms[FC_WINO_TERMS];
-    list_terms(p, terms);
     for (int64_t tile = from, run; tile < to; tile += run) {
         int64_t at[3];
         const real *image = in + place(p, tile, at) * l->in_stride[0];
@@ -289,21 +295,21 @@ static void input_any(const fc_wino *p, const real *in, int64_t from, int64_t to
 }
 
 /* Products of the tiles with one panel of weights. */
-static void multiply(const fc_wino *p, const real *v, const real *u, int64_t tiles, int vectors, real *m) {
+static void multiply(const fc_wino *p, const part *terms, const real *v, const real *u, int64_t tiles, int vectors,
+                     real *m) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int points = points_of(p->shape);
     const int64_t strips = ceil_div(tiles, k->mr);
     fc_term sum[FC_WINO_TERMS];
     fc_gemm g = {.terms = sum, .lda = p->ldv, .ldb = k->nr, .ldc = k->nr, .n = vectors * k->vl};
-    part terms[FC_WINO_TERMS];
-    list_terms(p, terms);
     for (int q = 0; q < points; q++) {
+        const int infinity = p->terms > 1 || terms->shorter ? at_infinity(p, q) : 0;
         int64_t term = 0, c = 0;
         for (g.add = 0;; g.add = 1) {
             int64_t length = 0; /* of this partial sum */
             for (g.n_terms = 0; term < p->terms; term++, c = 0) {
-                if (vanishes(p, &terms[term], q)) continue;
+                if (terms[term].shorter & infinity) continue;
                 const int64_t room = CHUNK - length, rest = l->in_channels - c;
                 if (length > 0 && (room == 0 || (rest > room && rest <= CHUNK))) break;
                 fc_term *t = &sum[g.n_terms++];
@@ -384,17 +390,19 @@ int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, 
     real *stage = take(&w, p->stage * (int64_t)sizeof(real));
     real *check = take(&w, k->vl * (int64_t)sizeof(real));
     memset(check, 0, (size_t)k->vl * sizeof(real));
+    part terms[FC_WINO_TERMS];
+    list_terms(p, terms);
 
     if (l->in_stride[1] == 1)
-        input_nhwc(p, in, from, to, v);
+        input_nhwc(p, terms, in, from, to, v);
     else
-        input_any(p, in, from, to, v, stage);
+        input_any(p, terms, in, from, to, v, stage);
     const int64_t last = min64((panel_block + 1) * p->panels_per_task, p->panels);
     for (int64_t panel = panel_block * p->panels_per_task; panel < last; panel++) {
         const int64_t first = panel * k->nr, channels = min64(k->nr, l->out_channels - first);
         const real *u = (const real *)packed + (group * p->panels + panel) * points * p->terms * l->in_channels * k->nr;
         const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
-        multiply(p, v, u, to - from, channels > k->vl ? 2 : 1, m);
+        multiply(p, terms, v, u, to - from, channels > k->vl ? 2 : 1, m);
         output(p, m, from, to, channels, bias, out + first * l->out_stride[1], stage, check);
     }
     for (int i = 0; i < k->vl; i++)

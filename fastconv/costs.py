@@ -19,12 +19,16 @@ from fastconv.problem import ConvProblem
 # product of transforms is stored besides, and loaded again.
 TILE_SHARE = 0.9
 TILE_TERMS = 8
-PRODUCT_TERMS = 20
+PRODUCT_TERMS = 14
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes. In 3D
 # everything takes longer than that, by a factor: hundreds of points do not fit registers, nor their pages a TLB; and
 # again in phases, whose transforms and outputs are spread further.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
 CROWDED, CROWDED_PHASES = 1.3, 1.8
+# Cycles to load a vector of which only some channels exist, in channels_last.
+PARTIAL_CYCLES = 19.0
+# What a multiply-add takes longer in groups of several channels, whose lanes are picked.
+PICKED = 1.45
 # Cycles to bring a vector of channels from NCHW into place or back; to begin with copying a run of channels.
 MOVE_CYCLES, COPY_CYCLES = 30.0, 8.0
 # Cycles to gather a vector of pixels in NCHW, side by side or strided; to find the pixels of a tile in another channel.
@@ -85,6 +89,8 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
         return (macs * _round_up(written, lanes) / written / (_rate(isa) * lanes) / TILE_SHARE + VECTOR_CYCLES * copied
                 + _store(p, isa))
     padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
+    if p.taps == 1 and _to(p, op)[1] != 1:  # lanes are pixels
+        padded = 1 + TILE_TERMS / max(read, 1) + 2 / written
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
     moved, hops = 0, 0.0
     if p.taps > 1:
@@ -135,7 +141,8 @@ def channelwise(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     lanes = _cpu.vector_lanes(isa, p.dtype)
     read, written = channels(p, op)
     used = max(lanes // max(read, written), 1) * written
-    return p.macs / max(p.batch, 1) * batch / (_rate(isa) * used) / TILE_SHARE
+    picked = PICKED if max(read, written) > 1 else 1.0
+    return p.macs / max(p.batch, 1) * batch / (_rate(isa) * used) / TILE_SHARE * picked
 
 
 def reference(p: ConvProblem, batch: int) -> float:
@@ -183,11 +190,12 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     tiles, terms, multiplied = (max(batch, 1) * math.prod(sum(per_axis) for per_axis in counted) for counted in zip(*(
         _count(phases, m, n, r)
         for phases, m, n, r in zip(axes, shape.outputs, shape.points, shape.kernel, strict=True)), strict=True))
-    strip = tiles / _round_up(tiles, rows) if tiles < 4 * rows else 1  # tiles of few rows load more than they compute
+    height = tiles / max(_ceil_div(tiles, rows), 1)  # strips of few rows load more than they compute
     products = multiplied * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
-    products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) / (0.5 + 0.5 * strip)
+    products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) * (1 + 1 / max(height, 1))
     transforms = points / _rate(isa) * (
-        terms * _ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
+        terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
+                 + (PARTIAL_CYCLES if _from(p, op)[1] == 1 and read % lanes else 0))
         + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
     itemsize = 4 if p.dtype == "float32" else 8
     depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)

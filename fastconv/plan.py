@@ -242,6 +242,9 @@ def _channelwise_refuses(r: Request) -> Verdict:
 def _channelwise_declines(r: Request) -> Verdict:
     if r.problem.groups == 1 and costs.channels(r.problem, r.op) != (1, 1):
         return "there is one group, of several channels"
+    own, other = costs.channelwise(r.problem, r.op, r.isa, r.batch), _direct_cycles(r)
+    if r.op != "conv_weight_grad" and max(costs.channels(r.problem, r.op)) > 1 and other < own:
+        return f"it would take about {own:,.0f} cycles, the plain sum {other:,.0f}"
     return None
 
 
