@@ -10,6 +10,9 @@
 #include "pack.inc.c" /* uses transpose_square */
 #include "pixels.inc.c"
 #include "pool.inc.c"
+
+#include "pool_max.inc.c" /* use pool.inc.c */
+#include "pool_sum.inc.c"
 #include "winograd.inc.c"
 
 #include "wgrad.inc.c" /* uses the points of winograd.inc.c */

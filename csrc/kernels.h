@@ -57,6 +57,7 @@ typedef struct {
  *
  *      wide row (d, h) of the windows, column w:   wide + d * wide_row[0] + h * wide_row[1] + (w - column) * wide_step
  *      output o, its index and its y:              narrow + o * narrow_step, indices + o * indices_step, y + o * y_step
+ *      x of wide row (d, h), column w:             as in wide, with x, x_row and x_step
  *
  * Windows lie in the columns [column, column + columns).  pool_*_rows: lanes are columns, strides are free.
  * pool_*_channels: lanes are `channels` channels, whose stride is 1 in all arrays.  The spread kernels add to wide, the
@@ -64,9 +65,9 @@ typedef struct {
  * as many integers as wide as real; the channels kernels need neither. */
 typedef struct {
     real *wide, *narrow;
-    const real *y; /* spread of Lp: the result of the forward pass */
+    const real *x, *y; /* spread of the maximum: of the forward pass; of Lp: y */
     int64_t *indices;
-    int64_t wide_step, wide_row[2], narrow_step, y_step, indices_step;
+    int64_t wide_step, wide_row[2], x_step, x_row[2], narrow_step, y_step, indices_step;
     int64_t channels, column, columns, outputs;
     int64_t rows[2];                /* rows of the windows by depth and by height */
     int64_t index, index_row[2];    /* flat position of wide[0], and the distances of rows */

@@ -49,7 +49,9 @@ static int64_t largest(const int64_t *p, int64_t n) {
 
 static int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 
-static int uses_windows(const fc_pool *p) { return p->op <= FC_SUM_POOL || p->op == FC_SUM_POOL_GRAD; }
+/* Gradients that spread outputs over their windows. */
+static int spreads(const fc_pool *p) { return p->op == FC_SUM_POOL_GRAD || p->op == FC_MAX_POOL_INPUT_GRAD; }
+static int uses_windows(const fc_pool *p) { return p->op <= FC_SUM_POOL || spreads(p); }
 static int is_forward(const fc_pool *p) { return p->op == FC_MAX_POOL || p->op == FC_SUM_POOL; }
 
 /* See fc_pool_row; a line has at most LINE outputs. */
@@ -199,13 +201,14 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
     const fc_windows *depth = &p->windows[0], *height = &p->windows[1];
     const int64_t *s = p->indices.stride;
     /* the first line sets whole rows to zero */
-    const int writes_wide = p->op == FC_SUM_POOL_GRAD && o == 0;
+    const int writes_wide = spreads(p) && o == 0;
     int64_t zeroed = 0;
     int64_t d = t->row / p->out_size[1], h = t->row % p->out_size[1];
     for (int64_t row = t->row; row < t->row_end; row++, h++) {
         if (h == p->out_size[1]) d++, h = 0;
         r->wide = real_at(&p->wide, t->n, c, depth->first[d], height->first[h]) + r->column * r->wide_step;
         r->narrow = real_at(&p->narrow, t->n, c, d, h) + o * r->narrow_step;
+        if (p->x.at) r->x = real_at(&p->x, t->n, c, depth->first[d], height->first[h]) + r->column * r->x_step;
         if (p->y.at) r->y = real_at(&p->y, t->n, c, d, h) + o * r->y_step;
         if (p->indices.at)
             r->indices = (int64_t *)p->indices.at + t->n * s[0] + c * s[1] + d * s[2] + h * s[3] + o * s[4];
@@ -237,6 +240,8 @@ static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, 
     fc_pool_row r = {
         .wide_step = p->wide.stride[4],
         .wide_row = {depth->step * p->wide.stride[2], height->step * p->wide.stride[3]},
+        .x_step = p->x.stride[4],
+        .x_row = {depth->step * p->x.stride[2], height->step * p->x.stride[3]},
         .narrow_step = p->narrow.stride[4],
         .y_step = p->y.stride[4],
         .indices_step = p->indices.stride[4],
@@ -388,6 +393,9 @@ int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace,
     case FC_SUM_POOL_GRAD:
         run_rows(k, p, &t, p->by_channels ? k->pool_spread_channels : k->pool_spread_rows, workspace);
         if (p->x.at) lp_inner(p, &t);
+        break;
+    case FC_MAX_POOL_INPUT_GRAD:
+        run_rows(k, p, &t, p->by_channels ? k->pool_max_spread_channels : k->pool_max_spread_rows, workspace);
         break;
     case FC_MAX_POOL_GRAD: return by_index(p, &t, FC_MAX_POOL_GRAD);
     case FC_MAX_UNPOOL: return by_index(p, &t, FC_MAX_UNPOOL);

@@ -18,6 +18,7 @@
  *      FC_SUM_POOL_GRAD     narrow = dy (lp: x, y)      wide = dx
  *      FC_MAX_UNPOOL        narrow = x, indices         wide = y
  *      FC_MAX_UNPOOL_GRAD   wide = dy, indices          narrow = dx
+ *      FC_MAX_POOL_INPUT_GRAD  narrow = dy, x, y        wide = dx, as FC_MAX_POOL_GRAD without indices
  *
  * The divisor is extent_d[o] * extent_h[o] * extent_w[o] / volume, or `divisor` if that is not 0: volume is 1 for an
  * average and the size of the kernel for Lp, whose clipped windows count as whole ones.  Indices are flat row-major
@@ -41,7 +42,7 @@ typedef struct {
     int64_t run, run_end, run_step;
 } fc_windows;
 
-enum { FC_MAX_POOL, FC_SUM_POOL, FC_MAX_POOL_GRAD, FC_SUM_POOL_GRAD, FC_MAX_UNPOOL, FC_MAX_UNPOOL_GRAD };
+enum { FC_MAX_POOL, FC_SUM_POOL, FC_MAX_POOL_GRAD, FC_SUM_POOL_GRAD, FC_MAX_UNPOOL, FC_MAX_UNPOOL_GRAD, FC_MAX_POOL_INPUT_GRAD };
 enum { FC_POOL_OK, FC_POOL_INDEX_OUT_OF_RANGE, FC_POOL_WINDOW_TOO_LARGE };
 
 typedef struct {

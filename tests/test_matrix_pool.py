@@ -106,6 +106,7 @@ POOLS = {
 OPS = (
     "max_pool",
     "max_pool_grad",
+    "max_pool_input_grad",
     "max_unpool",
     "max_unpool_grad",
     "avg_pool",
@@ -115,7 +116,7 @@ OPS = (
 )
 EXACT = ("max_pool", "max_unpool", "max_unpool_grad")
 # The result of these has the size of the pool's input.
-WIDE = ("max_pool_grad", "max_unpool", "avg_pool_grad", "lp_pool_grad")
+WIDE = ("max_pool_grad", "max_pool_input_grad", "max_unpool", "avg_pool_grad", "lp_pool_grad")
 DIVISORS = (None, 7)
 POWERS = (2.0, 1.0, 3.0, 2.5)
 
@@ -152,6 +153,7 @@ class Operands:
     x: np.ndarray
     dy: np.ndarray
     indices: np.ndarray
+    maxima: np.ndarray
     roots: dict[float, np.ndarray]  # y of lp_pool, by p
 
     def arrays(self, op, p):
@@ -160,6 +162,7 @@ class Operands:
         return {
             "max_pool": (x,),
             "max_pool_grad": (dy, indices),
+            "max_pool_input_grad": (x, (self.maxima, "narrow"), dy),
             "max_unpool": (dy, indices),
             "max_unpool_grad": (x, indices),
             "avg_pool": (x,),
@@ -174,10 +177,10 @@ def make_operands(case, seed=0):
     # Values on a grid, so that maxima are often not unique; powers of them stay small.
     x = rng.integers(1, 40, case.x) / 8
     problem = case.problem(x)
-    _, indices = reference.max_pool(problem, x)
+    maxima, indices = reference.max_pool(problem, x)
     dy = rng.standard_normal(problem.y_shape, np.float32).astype(np.float64)
     roots = {p: reference.lp_pool(problem, x, p).astype(np.float32).astype(np.float64) for p in POWERS}
-    return problem, Operands(x, dy, indices, roots)
+    return problem, Operands(x, dy, indices, maxima, roots)
 
 
 def extra(op, number):
@@ -389,6 +392,9 @@ def test_special_values(case, isa, dtype, order):
         against_reference("avg_pool_grad", case, problem, dy)
         against_reference("max_pool_grad", case, problem, dy, indices)
         against_reference("max_unpool", case, problem, y, indices)
+        exact = dy.astype(np.float64)
+        right, condition = (reference.max_pool_grad(problem, g, right_indices) for g in (exact, np.abs(exact)))
+        compare("max_pool_input_grad", case, cpu.max_pool_input_grad(problem, x, y, dy), right, condition)
         for p in (2.0, 3.0):
             against_reference("lp_pool", case, problem, x, p)
             against_reference("lp_pool_grad", case, problem, x, lp_root(problem, x, p), dy, p)

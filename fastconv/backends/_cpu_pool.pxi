@@ -28,6 +28,7 @@ cdef extern from "pool.h" nogil:
         FC_SUM_POOL_GRAD
         FC_MAX_UNPOOL
         FC_MAX_UNPOOL_GRAD
+        FC_MAX_POOL_INPUT_GRAD
 
     int fc_pool_block_f32(fc_pool *p)
     int fc_pool_block_f64(fc_pool *p)
@@ -49,6 +50,7 @@ cdef dict _POOL_OPS = {
     "sum_pool_grad": FC_SUM_POOL_GRAD,
     "max_unpool": FC_MAX_UNPOOL,
     "max_unpool_grad": FC_MAX_UNPOOL_GRAD,
+    "max_pool_input_grad": FC_MAX_POOL_INPUT_GRAD,
 }
 
 # Below this many elements the start of a second thread costs more than it gains.
@@ -73,7 +75,7 @@ cdef class PoolPlan:
     """One row of the table in csrc/pool.h for arrays of given layouts, to be run many times.
 
     `wide` has the size of the pool's input and `narrow` and `indices` that of its output, whichever of them is
-    written; `x` and `y` are given for the gradient of an Lp pool only.
+    written; `x` and `y`, of the forward pass, are given for the gradients that read them.
     """
     cdef fc_pool p
     cdef list tables  # what the windows point to

@@ -90,6 +90,13 @@ def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array
     return dx
 
 
+def max_pool_input_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, *, out: Array | None = None) -> Array:
+    """dx of `max_pool`: each dy added to the input that is the maximum, found again in x by its value y."""
+    dx = _x_like(problem, out)
+    _run("max_pool_input_grad", problem, dx, dy, x=x, y=y)
+    return dx
+
+
 def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
     dx = _x_like(problem, out)

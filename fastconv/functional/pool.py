@@ -265,6 +265,59 @@ def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int
     return cast(Array, dx[0] if alone else dx)
 
 
+def max_pool_input_grad(grad_output: object, input: object, output: object, kernel_size: Sizes,
+                        stride: Sizes | None = None, padding: Padding = 0, dilation: Sizes = 1,
+                        ceil_mode: bool = False, *, ndim: int | None = None, out: Array | None = None) -> Array:
+    """Return the gradient of `max_pool` for its input from input and output, where indices were not kept.
+
+    Parameters
+    ----------
+    grad_output, output : (N, C, *out_size)
+        `output` is what the pool returned.
+    input : (N, C, *in_size)
+    kernel_size, stride, padding, dilation, ceil_mode
+        Those of the pool.
+    ndim
+        Number of spatial axes; needed if there is no batch.
+    out
+        Array for the result, of the shape of `input`.
+
+    Returns
+    -------
+    (N, C, *in_size)
+        What `max_pool_grad` returns for the indices of the pool.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or value; the message says which rule was broken.
+    """
+    x, ndim, alone, op = _input(input, ndim, "max_pool_input_grad")
+    problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
+    return _max_input_grad(op, problem, x, output, grad_output, ndim, alone, out)
+
+
+def adaptive_max_pool_input_grad(grad_output: object, input: object, output: object, *, ndim: int | None = None,
+                                 out: Array | None = None) -> Array:
+    """Return the gradient of `adaptive_max_pool` and `global_max_pool` from input and output.
+
+    Parameters and errors as in `max_pool_input_grad`; the shape of `output` says what the output size was.
+    """
+    x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool_input_grad")
+    size = as_array(output, "output", op).shape[-ndim:]
+    return _max_input_grad(op, adaptive_pool_problem(x, size, ndim=ndim, op=op), x, output, grad_output, ndim, alone,
+                           out)
+
+
+def _max_input_grad(op: str, problem: PoolProblem, x: Array, output: object, grad_output: object, ndim: int,
+                    alone: bool, out: Any) -> Array:
+    dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
+    y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
+    out = _checked(_out(out, ndim, op), problem.x_shape, problem, op, x, y, dy)
+    dx = _backend(op, input=x, output=y, grad_output=dy).max_pool_input_grad(problem, x, y, dy, out=out)
+    return cast(Array, dx[0] if alone else dx)
+
+
 def _divisor(value: Any, op: str) -> int | None:
     if value is None:
         return None

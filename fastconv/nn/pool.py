@@ -38,17 +38,20 @@ class _MaxLike(_Pool):
     def forward(self, x: Array, out: Array | None = None) -> tuple[Any, Backward]:
         """Run on `x`, into `out` if given.
 
-        With `return_indices` the output is a tuple ``(y, indices)``, `backward` takes dy alone.
+        With `return_indices` the output is a tuple ``(y, indices)``, `backward` takes dy alone. Otherwise no indices
+        are made: `backward` finds the maxima again, in x, which the layer before has kept for itself.
         """
-        x, ndim = as_array(x, "input", type(self).__name__), self.ndim
+        x, ndim, new_input = as_array(x, "input", type(self).__name__), self.ndim, allocator(x)
+        if not self.return_indices:
+            y = self._pool(x, False, out)
+            return y, lambda dy: self._input_grad(dy, x, y, new_input())
         y, indices = self._pool(x, True, out)
-        new_input = allocator(x)
 
         def backward(dy: Array) -> Array:
             dx = new_input()
             return pool.max_pool_grad(dy, indices, dx.shape, ndim=ndim, out=dx)
 
-        return ((y, indices) if self.return_indices else y), backward
+        return (y, indices), backward
 
     def __call__(self, x: Array, out: Array | None = None) -> Any:
         """Run inference, into `out` if given."""
@@ -56,6 +59,9 @@ class _MaxLike(_Pool):
 
     def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
         raise NotImplementedError
+
+    def _input_grad(self, dy: Array, x: Array, y: Array, out: Array) -> Array:
+        return pool.adaptive_max_pool_input_grad(dy, x, y, ndim=self.ndim, out=out)
 
 
 class _MaxPool(_MaxLike):
@@ -89,6 +95,10 @@ class _MaxPool(_MaxLike):
     def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
         return pool.max_pool(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, indices,
                              ndim=self.ndim, out=out)
+
+    def _input_grad(self, dy: Array, x: Array, y: Array, out: Array) -> Array:
+        return pool.max_pool_input_grad(dy, x, y, self.kernel_size, self.stride, self.padding, self.dilation,
+                                        self.ceil_mode, ndim=self.ndim, out=out)
 
 
 @inherit_doc

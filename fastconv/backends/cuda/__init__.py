@@ -12,11 +12,12 @@ from fastconv.backends.cuda.pool import (
     lp_pool_grad,
     max_pool,
     max_pool_grad,
+    max_pool_input_grad,
     max_unpool,
     max_unpool_grad,
 )
 
 __all__ = [
     "avg_pool", "avg_pool_grad", "conv", "conv_input_grad", "conv_weight_grad", "lp_pool", "lp_pool_grad", "max_pool",
-    "max_pool_grad", "max_unpool", "max_unpool_grad",
+    "max_pool_grad", "max_pool_input_grad", "max_unpool", "max_unpool_grad",
 ]

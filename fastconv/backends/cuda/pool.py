@@ -65,6 +65,13 @@ def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array
     return dx
 
 
+def max_pool_input_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, *, out: Array | None = None) -> Array:
+    """dx of `max_pool`, from positions that are computed again; y is not read."""
+    _, positions = max_pool(problem, x)
+    return max_pool_grad(problem, dy, positions, out=empty(problem.x_shape, problem.dtype, problem.order, like=x)
+                         if out is None else out)
+
+
 def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
     dx = _x_like(problem, out, dy)

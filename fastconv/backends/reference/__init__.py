@@ -34,6 +34,7 @@ from fastconv.backends.reference.pool import (
     lp_pool_grad,
     max_pool,
     max_pool_grad,
+    max_pool_input_grad,
     max_unpool,
     max_unpool_grad,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "lp_pool_grad",
     "max_pool",
     "max_pool_grad",
+    "max_pool_input_grad",
     "max_unpool",
     "max_unpool_grad",
 ]

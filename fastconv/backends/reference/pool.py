@@ -73,6 +73,29 @@ def max_pool_grad(
     return write_result(dx.reshape(*dy.shape[:2], *problem.in_size), like=dy, out=out)
 
 
+def max_pool_input_grad(
+    problem: PoolProblem, x: Array, y: Array, dy: Array, *, out: Array | None = None
+) -> Array:
+    """Return the gradient of `max_pool` from its input and output instead of its positions.
+
+    Parameters
+    ----------
+    problem
+        The problem of the forward pass.
+    x : (N, C, *in_size)
+    y, dy : (N, C, *out_size)
+        y is what the pool returned; its values are not needed here.
+    out : (N, C, *in_size), optional
+
+    Returns
+    -------
+    dx : (N, C, *in_size), of dy's dtype and memory order
+    """
+    _, positions = max_pool(problem, x)
+    assert positions is not None
+    return max_pool_grad(problem, dy, positions, out=out)
+
+
 @quiet
 def avg_pool(
     problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None
