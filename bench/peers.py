@@ -67,6 +67,7 @@ def arrays(result: Any) -> tuple[np.ndarray, ...]:
 
 def _fastconv(case: Case) -> Run:
     import fastconv
+    import fastconv.nn
     from fastconv import functional as f
 
     fastconv.set_num_threads(case.threads)
@@ -81,11 +82,12 @@ def _fastconv(case: Case) -> Run:
         return lambda: forward(*operands, *arguments, out=y)
 
     if row.op == "max_pool":
-        _, found = f.max_pool(x, *arguments, return_indices=True)
+        pool = getattr(fastconv.nn, f"MaxPool{len(row.size)}d")(*arguments)
+        backward = pool.forward(x)[1]
     input_grad: Run = {
         "conv": lambda: f.conv_input_grad(x.shape, w, dy, *arguments),
         "conv_transpose": lambda: f.conv_transpose_input_grad(dy, w, *arguments),
-        "max_pool": lambda: f.max_pool_grad(dy, found, x.shape),
+        "max_pool": lambda: backward(dy),
         "avg_pool": lambda: f.avg_pool_grad(dy, x.shape, *arguments),
         "global_avg_pool": lambda: f.adaptive_avg_pool_grad(dy, x.shape),
     }[row.op]
@@ -96,8 +98,8 @@ def _fastconv(case: Case) -> Run:
         return lambda: weight_grad(x, w.shape, dy, *arguments)
     if row.op == "max_pool":
         def max_pool_step() -> Any:
-            y, indices = f.max_pool(x, *arguments, return_indices=True)
-            return y, f.max_pool_grad(dy, indices, x.shape)
+            y, step = pool.forward(x)
+            return y, step(dy)
         return max_pool_step
     if row.op in POOLS:
         return lambda: (forward(x, *arguments), input_grad())

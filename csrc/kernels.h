@@ -73,6 +73,7 @@ typedef struct {
     int64_t index, index_row[2];    /* flat position of wide[0], and the distances of rows */
     fc_windows windows;             /* along the width; `first` counts from column 0 of the input */
     double extent, volume, divisor; /* extent by depth and height; see fc_pool */
+    int apart;                      /* no two windows have an input in common */
     real power;
     real *buffer;
     void *buffer_rows;

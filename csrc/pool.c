@@ -41,6 +41,12 @@ static void find_run(fc_windows *w, int64_t outputs) {
     }
 }
 
+static int are_apart(const fc_windows *w, int64_t outputs) {
+    for (int64_t o = 1; o < outputs; o++)
+        if (w->first[o] <= w->first[o - 1] + (w->count[o - 1] - 1) * w->step) return 0;
+    return 1;
+}
+
 static int64_t largest(const int64_t *p, int64_t n) {
     int64_t most = 0;
     for (int64_t i = 0; i < n; i++) most = max64(most, p[i]);
@@ -92,7 +98,11 @@ int FC_NAME(fc_pool_block)(fc_pool *p) {
                      has_stride_1(&p->indices) && has_stride_1(&p->x) && has_stride_1(&p->y);
     if (uses_windows(p)) {
         if (!p->by_channels) merge_axes(p);
-        for (int i = 0; i < 3; i++) find_run(&p->windows[i], p->out_size[i]);
+        p->apart = 1;
+        for (int i = 0; i < 3; i++) {
+            find_run(&p->windows[i], p->out_size[i]);
+            p->apart = p->apart && are_apart(&p->windows[i], p->out_size[i]);
+        }
     }
     const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
     p->channel_block = p->channels;
@@ -227,10 +237,11 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
 }
 
 /* Whether the task is the means of whole planes without gaps, which merge_axes has made lines, neither short nor so long
- * that their sums need several parts. */
+ * that their sums need several parts, or the gradient of these. */
 static int is_means_of_lines(const fc_kernels *k, const fc_pool *p) {
-    return p->op == FC_SUM_POOL && p->power == 1 && volume(p->out_size) == 1 && volume(p->in_size) == p->in_size[2] &&
-           is_global(p, 2) && p->wide.stride[4] == 1 && p->in_size[2] >= k->vl && p->in_size[2] <= 80 * k->vl;
+    return (p->op == FC_SUM_POOL || (p->op == FC_SUM_POOL_GRAD && !p->x.at)) && p->power == 1 &&
+           volume(p->out_size) == 1 && volume(p->in_size) == p->in_size[2] && is_global(p, 2) &&
+           p->wide.stride[4] == 1 && p->in_size[2] >= k->vl && p->in_size[2] <= 80 * k->vl;
 }
 
 /* Calls the row kernel for every output row of the task; a rows kernel for each channel and cache-sized line. */
@@ -252,6 +263,7 @@ static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, 
         .windows = p->windows[2],
         .volume = p->volume,
         .divisor = p->divisor,
+        .apart = p->apart,
         .power = (real)p->power,
     };
     if (p->by_channels) {
@@ -262,9 +274,14 @@ static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, 
     if (is_means_of_lines(k, p)) {
         const fc_windows *w = p->windows;
         const double extent = (double)(w[0].extent[0] * w[1].extent[0] * w[2].extent[0]);
-        k->pool_sum_lines(real_at(&p->wide, t->n, t->c, 0, 0), p->wide.stride[1], t->channels, p->in_size[2],
-                          (real)(p->divisor != 0 ? p->divisor : extent / p->volume),
-                          real_at(&p->narrow, t->n, t->c, 0, 0), p->narrow.stride[1]);
+        const real divisor = (real)(p->divisor != 0 ? p->divisor : extent / p->volume);
+        real *wide = real_at(&p->wide, t->n, t->c, 0, 0), *narrow = real_at(&p->narrow, t->n, t->c, 0, 0);
+        if (p->op == FC_SUM_POOL)
+            k->pool_sum_lines(wide, p->wide.stride[1], t->channels, p->in_size[2], divisor, narrow,
+                              p->narrow.stride[1]);
+        else
+            k->pool_spread_lines(narrow, p->narrow.stride[1], t->channels, divisor, wide, p->wide.stride[1],
+                                 p->in_size[2]);
         return;
     }
     char *memory = workspace;

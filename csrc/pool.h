@@ -42,7 +42,15 @@ typedef struct {
     int64_t run, run_end, run_step;
 } fc_windows;
 
-enum { FC_MAX_POOL, FC_SUM_POOL, FC_MAX_POOL_GRAD, FC_SUM_POOL_GRAD, FC_MAX_UNPOOL, FC_MAX_UNPOOL_GRAD, FC_MAX_POOL_INPUT_GRAD };
+enum {
+    FC_MAX_POOL,
+    FC_SUM_POOL,
+    FC_MAX_POOL_GRAD,
+    FC_SUM_POOL_GRAD,
+    FC_MAX_UNPOOL,
+    FC_MAX_UNPOOL_GRAD,
+    FC_MAX_POOL_INPUT_GRAD
+};
 enum { FC_POOL_OK, FC_POOL_INDEX_OUT_OF_RANGE, FC_POOL_WINDOW_TOO_LARGE };
 
 typedef struct {
@@ -54,6 +62,7 @@ typedef struct {
     /* Filled in by fc_pool_block.  A task is a sample, a block of channels, of output rows and of
      * output columns. */
     int by_channels; /* lanes are channels; else they are columns */
+    int apart;       /* no two windows have an input in common */
     int64_t channel_block, channel_blocks, row_block, row_blocks, column_block, column_blocks, tasks;
     int64_t merged_count, merged_extent; /* global pools of planes; `windows` points here, so the struct stays put */
     int64_t line;                        /* columns that the rows kernels reduce at once; 0 for other kernels */

@@ -259,4 +259,35 @@ FC_INLINE int row_in_registers(const fc_pool_row *row, const int is_max) {
     if (count == 4 && step == 4) return run_in_registers(r, is_max, 4, 4);
     return 0;
 }
+
+FC_INLINE void add_few(real *to, int64_t n, vec v) {
+    if (n > 0) store_few(to, 1, n, load_few(to, n) + v);
+}
+
+/* Adds even[0], odd[0], even[1], ... to `columns` elements. */
+FC_INLINE void add_pairs(real *to, int64_t columns, vec even, vec odd) {
+    const mask pair = FC_NAME(iota) / 2 + (FC_NAME(iota) & 1) * VL;
+    add_few(to, lesser(columns, VL), __builtin_shuffle(even, odd, pair));
+    add_few(to + VL, columns - VL, __builtin_shuffle(even, odd, pair + VL / 2));
+}
+
+/* The same, but stored, for VL to 2 * VL columns. */
+FC_INLINE void store_pairs(real *to, int64_t columns, vec even, vec odd) {
+    const mask pair = FC_NAME(iota) / 2 + (FC_NAME(iota) & 1) * VL;
+    vstore(to, __builtin_shuffle(even, odd, pair));
+    vstore(to + columns - VL, __builtin_shuffle(even, odd, pair + (lane)(columns - VL) / 2));
+}
+
+/* Whether windows are two columns, side by side, and `lanes` of them a vector or more: what they cover is written once,
+ * so that whole vectors can be. */
+FC_INLINE int in_pairs(const fc_pool_row *r, int64_t o, int64_t lanes) {
+    return r->apart && r->windows.run_step == 2 && r->windows.count[o] == 2 && 2 * lanes >= VL;
+}
+
+/* How many outputs from o on the gradients can take as lanes: those of a run, one or two columns apart. */
+FC_INLINE int64_t lanes_of_run(const fc_pool_row *r, int64_t o) {
+    const fc_windows *w = &r->windows;
+    const int fits = r->wide_step == 1 && r->narrow_step == 1 && w->step == 1 && (w->run_step == 1 || w->run_step == 2);
+    return fits && o >= w->run ? lesser(VL, w->run_end - o) : 0;
+}
 #endif

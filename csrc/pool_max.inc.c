@@ -284,13 +284,14 @@ FC_INLINE int64_t spread_run(const fc_pool_row *r, int64_t o) {
     return 1;
 }
 #else
-FC_INLINE void add_few(real *to, int64_t n, vec v) {
-    if (n > 0) store_few(to, 1, n, load_few(to, n) + v);
+FC_INLINE void spread_nan(const fc_pool_row *r, int64_t o, int64_t lanes, vec best) {
+    if (any_lane((mask)(best != best)))
+        for (int64_t i = 0; i < lanes; i++)
+            if (r->y[o + i] != r->y[o + i]) spread_one(r, o + i, 0);
 }
 
 /* `lanes` outputs of the run from o on; windows are run_step (1 or 2) columns apart. */
 FC_INLINE void spread_lanes(const int run_step, const fc_pool_row *r, int64_t o, int64_t lanes) {
-    const mask pair = FC_NAME(iota) / 2 + (FC_NAME(iota) & 1) * VL;
     const int64_t first = r->windows.first[o] - r->column, count = r->windows.count[o];
     const vec best = load_few(r->y + o, lanes), dy = load_few(r->narrow + o, lanes);
     mask open = ~(mask){0};
@@ -310,25 +311,39 @@ FC_INLINE void spread_lanes(const int run_step, const fc_pool_row *r, int64_t o,
                 const vec a = load_few(x + t, left), b = right > 0 ? load_few(x + t + VL, right) : (vec){0};
                 const vec p = (vec)((mask)dy & hits(every_second(a, b, 0, 0), best, &open));
                 const vec q = odd ? (vec)((mask)dy & hits(every_second(a, b, 1, 0), best, &open)) : (vec){0};
-                add_few(to + t, left, __builtin_shuffle(p, q, pair));
-                add_few(to + t + VL, right, __builtin_shuffle(p, q, pair + VL / 2));
+                add_pairs(to + t, columns, p, q);
             }
         }
-    if (any_lane((mask)(best != best)))
-        for (int64_t i = 0; i < lanes; i++)
-            if (r->y[o + i] != r->y[o + i]) spread_one(r, o + i, 0);
+    spread_nan(r, o, lanes, best);
+}
+
+FC_INLINE void spread_pairs(const fc_pool_row *r, int64_t o, int64_t lanes) {
+    const int64_t first = r->windows.first[o] - r->column, columns = 2 * lanes;
+    const vec best = load_few(r->y + o, lanes), dy = load_few(r->narrow + o, lanes);
+    mask open = ~(mask){0};
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real *x = r->x + d * r->x_row[0] + h * r->x_row[1] + first;
+            const vec a = vload(x), b = vload(x + columns - VL);
+            const vec even = every_second(a, b, 0, 2 * VL - columns), odd = every_second(a, b, 1, 2 * VL - columns);
+            const vec p = (vec)((mask)dy & hits(even, best, &open)), q = (vec)((mask)dy & hits(odd, best, &open));
+            store_pairs(r->wide + d * r->wide_row[0] + h * r->wide_row[1] + first, columns, p, q);
+        }
+    spread_nan(r, o, lanes, best);
 }
 
 /* Output o, or several of the run from there on; returns how many. */
 FC_INLINE int64_t spread_run(const fc_pool_row *r, int64_t o) {
     const fc_windows *w = &r->windows;
-    const int64_t lanes = lesser(VL, w->run_end - o);
-    const int dense = r->wide_step == 1 && r->x_step == 1 && r->narrow_step == 1 && r->y_step == 1 && w->step == 1;
-    if (!dense || o < w->run || lanes < 2 || (w->run_step != 1 && w->run_step != 2)) {
+    const int64_t lanes = lanes_of_run(r, o);
+    if (lanes < 2 || r->x_step != 1 || r->y_step != 1) {
         spread_one(r, o, 0);
         return 1;
     }
-    (w->run_step == 1 ? spread_lanes(1, r, o, lanes) : spread_lanes(2, r, o, lanes));
+    if (in_pairs(r, o, lanes))
+        spread_pairs(r, o, lanes);
+    else
+        (w->run_step == 1 ? spread_lanes(1, r, o, lanes) : spread_lanes(2, r, o, lanes));
     return lanes;
 }
 #endif

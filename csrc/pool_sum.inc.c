@@ -150,9 +150,62 @@ static void pool_sum_channels(const fc_pool_row *r) {
 
 /* ---- Gradient of the sum -------------------------------------------------------------------------------------- */
 
+/* Gradients of whole lines, side by side, the way back of pool_sum_lines. */
+static void pool_spread_lines(const real *from, int64_t from_step, int64_t lines, real divisor, real *to,
+                              int64_t line_step, int64_t n) {
+    for (int64_t line = 0; line < lines; line++, to += line_step) {
+        const vec v = vset(from[line * from_step] / divisor);
+        for (int64_t x = 0; x + VL <= n; x += VL) vstore(to + x, v);
+        vstore(to + n - VL, v);
+    }
+}
+
+#ifdef __clang__ /* has no shuffle by a computed mask */
+FC_INLINE int spread_in_registers(const fc_pool_row *r) {
+    (void)r;
+    return 0;
+}
+#else
+FC_INLINE void spread_mean(const int run_step, const fc_pool_row *r, int64_t o, int64_t lanes) {
+    const int64_t first = r->windows.first[o] - r->column, count = r->windows.count[o];
+    const vec dy = load_few(r->narrow + o, lanes) / vset(divisor_of(r, o));
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            real *to = r->wide + d * r->wide_row[0] + h * r->wide_row[1] + first;
+            if (run_step == 2 && in_pairs(r, o, lanes)) {
+                store_pairs(to, 2 * lanes, dy, dy);
+                continue;
+            }
+            for (int64_t t = 0; t < count; t += run_step)
+                if (run_step == 1)
+                    add_few(to + t, lanes, dy);
+                else
+                    add_pairs(to + t, 2 * lanes - (t + 1 == count), dy, t + 1 < count ? dy : (vec){0});
+        }
+}
+
+/* Averages of small windows, output by output outside the run; returns whether that is what the row is. */
+FC_INLINE int spread_in_registers(const fc_pool_row *r) {
+    const fc_windows *w = &r->windows;
+    if (r->y || w->run_end == w->run || lanes_of_run(r, w->run) < 2 || w->count[w->run] > 3) return 0;
+    for (int64_t o = 0; o < r->outputs;) {
+        const int64_t lanes = o < w->run_end ? lanes_of_run(r, o) : 0;
+        if (lanes == 0)
+            spread_mean(1, r, o++, 1);
+        else {
+            (w->run_step == 1 ? spread_mean(1, r, o, lanes) : spread_mean(2, r, o, lanes));
+            o += lanes;
+        }
+    }
+    return 1;
+}
+#endif
+
 /* The way back of pool_sum_rows: outputs are spread over the columns of one row, which is added to each window row.
  * Outputs outside the run come first, so that a run of some length can go tap by tap. */
-static void pool_spread_rows(const fc_pool_row *r) {
+static void pool_spread_rows(const fc_pool_row *row) {
+    const fc_pool_row copy = *row, *r = &copy; /* which no store can change */
+    if (spread_in_registers(r)) return;
     const fc_windows *win = &r->windows;
     real *restrict line = r->buffer;
     real *restrict from = r->buffer + (r->columns + VL - 1) / VL * VL;

@@ -102,6 +102,7 @@ def batch_norm(
     x: Array, y: Array | None, weight: Array | None, bias: Array | None, mean: Array, var: Array, eps: float,
     training: bool, relu: bool, isa: str, threads: int
 ) -> bool: ...
+def update_running(running: Array, batch: Array, factor: float, momentum: float) -> None: ...
 def batch_norm_grad(
     x: Array, dy: Array, dx: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, eps: float,
     training: bool, relu: bool, dw: Array, db: Array, isa: str, threads: int

@@ -215,6 +215,17 @@ def batch_norm(x, y, weight, bias, mean, var, double eps, bint training, bint re
     return True
 
 
+def update_running(running, batch, double factor, double momentum):
+    """running += momentum * (factor * batch - running) in double; `batch` is float64, both are contiguous."""
+    cdef bint is_double = running.dtype.itemsize == 8
+    cdef void *running_ = data_of(running, True)
+    cdef const double *batch_ = <const double *>data_of(batch)
+    cdef int64_t c, n = running.size
+    for c in range(n):
+        put(running_, c, got(running_, c, is_double) + momentum * (factor * batch_[c] - got(running_, c, is_double)),
+            is_double)
+
+
 def batch_norm_grad(x, dy, dx, weight, bias, mean, var, double eps, bint training, bint relu, dw, db, str isa,
                     int threads):
     """Gradients of `batch_norm` with respect to x, weight and bias, into dx, dw and db; False as there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,11 @@ def conv_input_grad(input_size: Sequence[int], weight: Any, grad_output: Any, st
         See `conv`.
     """
     op = "conv_input_grad"
+    options = (op, input_size, stride, padding, dilation, groups, padding_mode, algorithm, token())
+    key = call_key(options, weight, grad_output, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(grad_output, weight, None, out)
     w = as_array(weight, "weight", op)
     ndim = spatial_axes(op, None, w)
     dy, alone = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")
@@ -200,8 +206,10 @@ def conv_input_grad(input_size: Sequence[int], weight: Any, grad_output: Any, st
     problem = conv_input_grad_problem(size, w, dy, stride, padding, dilation, groups, out=out, op=op)
     if out is not None:
         check_out(out, problem.x_shape, dy.dtype, "out", op, (w, dy))
-    backend = select.backend(op, ("grad_output", dy), ("weight", w))
-    dx = backend.conv_input_grad(problem, dy, w, out=out, algorithm=algorithm)
+    run = select.backend(op, ("grad_output", dy), ("weight", w)).Run(problem, "conv_input_grad", algorithm)
+    dx = run(dy, w, None, out)
+    if not alone:
+        remember(_repeats, key, run, options[-1])
     return dx[0] if alone else dx
 
 
@@ -239,20 +247,27 @@ def conv_weight_grad(input: Any, weight_size: Sequence[int], grad_output: Any, s
         See `conv`.
     """
     op = "conv_weight_grad"
+    options = (op, weight_size, stride, padding, dilation, groups, padding_mode, algorithm, token())
+    key = call_key(options, input, grad_output, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, grad_output, out=out)
     size: Any = tuple(weight_size) if isinstance(weight_size, (tuple, list)) else weight_size
     ndim = min(max(len(size) - 2, 1), 3) if isinstance(size, tuple) else 2
-    x = batched(as_array(input, "input", op), ndim, op)[0]
+    x, alone = batched(as_array(input, "input", op), ndim, op)
     dy = batched(as_array(grad_output, "grad_output", op), ndim, op, "grad_output")[0]
     if padding_mode != "zeros":
         lo, hi = check_padding_mode(op, x.shape[2:], size[2:], stride, padding, dilation, padding_mode)
-        x, padding = pad(x, lo, hi, padding_mode), 0
+        x, padding, key = pad(x, lo, hi, padding_mode), 0, None
     if out is not None:
         out = as_array(out, "out", op)
     problem = conv_weight_grad_problem(x, size, dy, stride, padding, dilation, groups, out=out, op=op)
     if out is not None:
         check_out(out, problem.w_shape, x.dtype, "out", op, (x, dy))
-    backend = select.backend(op, ("input", x), ("grad_output", dy))
-    return backend.conv_weight_grad(problem, x, dy, out=out, algorithm=algorithm)
+    run = partial(select.backend(op, ("input", x), ("grad_output", dy)).conv_weight_grad, problem, algorithm=algorithm)
+    if not alone:
+        remember(_repeats, key, run, options[-1])
+    return run(x, dy, out=out)
 
 
 def conv_bias_grad(grad_output: Any, *, batched: bool = True) -> Array:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from fastconv.arrays import Array, as_array, on_device
-from fastconv.backends import select
+from fastconv.backends import _cpu, select
 from fastconv.functional.pointwise import check_grad, quiet
 
 
@@ -161,9 +161,13 @@ def update_running(running_mean: Array | None, running_var: Array | None, mean: 
     """Move running statistics in place towards a batch of `count` values per channel; an empty one moves nothing."""
     if count == 0:
         return
-    for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-        if running is not None:
-            running += momentum * (batch - running)
+    for running, batch, factor in ((running_mean, mean, 1.0), (running_var, var, count / (count - 1))):
+        if running is None:
+            continue
+        if on_device(running) or not all(a.flags.c_contiguous for a in (running, batch)):
+            running += momentum * (batch * factor - running)
+        else:
+            _cpu.update_running(running, batch, factor, momentum)
 
 
 def _running(mean: Array | None, var: Array | None, op: str) -> tuple[Array, Array]:

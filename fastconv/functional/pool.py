@@ -294,23 +294,6 @@ def max_pool_input_grad(grad_output: object, input: object, output: object, kern
     """
     x, ndim, alone, op = _input(input, ndim, "max_pool_input_grad")
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
-    return _max_input_grad(op, problem, x, output, grad_output, ndim, alone, out)
-
-
-def adaptive_max_pool_input_grad(grad_output: object, input: object, output: object, *, ndim: int | None = None,
-                                 out: Array | None = None) -> Array:
-    """Return the gradient of `adaptive_max_pool` and `global_max_pool` from input and output.
-
-    Parameters and errors as in `max_pool_input_grad`; the shape of `output` says what the output size was.
-    """
-    x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool_input_grad")
-    size = as_array(output, "output", op).shape[-ndim:]
-    return _max_input_grad(op, adaptive_pool_problem(x, size, ndim=ndim, op=op), x, output, grad_output, ndim, alone,
-                           out)
-
-
-def _max_input_grad(op: str, problem: PoolProblem, x: Array, output: object, grad_output: object, ndim: int,
-                    alone: bool, out: Any) -> Array:
     dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
     y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
     out = _checked(_out(out, ndim, op), problem.x_shape, problem, op, x, y, dy)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -102,8 +101,7 @@ class Buffer:
         """dtype of the array, which never changes."""
         return self._array.dtype
 
-    @contextmanager
-    def write(self) -> Iterator[Array]:
+    def write(self) -> _Writing:
         """Context that lends a writable view; it turns read-only at the end.
 
         Examples
@@ -111,14 +109,7 @@ class Buffer:
         >>> with parameter.write() as value:
         ...     value *= 0.5
         """
-        view = self._array.view()
-        self._version += 1
-        try:
-            yield view
-        finally:
-            # Again, for what was computed from the array in the middle of the writing.
-            self._version += 1
-            _set_writeable(view, False)
+        return _Writing(self)
 
     def assign(self, array: Any) -> None:
         """Copy `array` into the value.
@@ -157,6 +148,25 @@ class Buffer:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, version={self.version})"
+
+
+class _Writing:
+    """What `Buffer.write` returns; a class, since each step of training enters one for each parameter."""
+
+    __slots__ = ("_buffer", "_view")
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+
+    def __enter__(self) -> Array:
+        self._view = self._buffer._array.view()
+        self._buffer._version += 1
+        return self._view
+
+    def __exit__(self, *raised: object) -> None:
+        # Again, for what was computed from the array in the middle of the writing.
+        self._buffer._version += 1
+        _set_writeable(self._view, False)
 
 
 def _set_writeable(view: Array, writeable: bool) -> None:

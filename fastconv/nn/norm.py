@@ -146,9 +146,9 @@ class _BatchNorm(Layer):
     def _track(self, mean: Array, var: Array, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        batches = int(self.num_batches_tracked.value) + 1
-        self.num_batches_tracked.assign(np.int64(batches))
-        momentum = 1 / batches if self.momentum is None else self.momentum
+        with self.num_batches_tracked.write() as batches:
+            batches += 1
+        momentum = 1 / int(batches) if self.momentum is None else self.momentum
         with self.running_mean.write() as running_mean, self.running_var.write() as running_var:
             norm.update_running(running_mean, running_var, mean, var, count, momentum)
 

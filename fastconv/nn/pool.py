@@ -6,9 +6,10 @@ the memory order of the input.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
-from fastconv.arrays import Array, as_array
+from fastconv.arrays import Array, as_array, memory_order, on_device
 from fastconv.functional import pool
 from fastconv.nn.layer import Backward, Leaf, allocator, inherit_doc
 from fastconv.problem.common import per_axis
@@ -38,20 +39,16 @@ class _MaxLike(_Pool):
     def forward(self, x: Array, out: Array | None = None) -> tuple[Any, Backward]:
         """Run on `x`, into `out` if given.
 
-        With `return_indices` the output is a tuple ``(y, indices)``, `backward` takes dy alone. Otherwise no indices
-        are made: `backward` finds the maxima again, in x, which the layer before has kept for itself.
+        With `return_indices` the output is a tuple ``(y, indices)``, `backward` takes dy alone.
         """
         x, ndim, new_input = as_array(x, "input", type(self).__name__), self.ndim, allocator(x)
-        if not self.return_indices:
-            y = self._pool(x, False, out)
-            return y, lambda dy: self._input_grad(dy, x, y, new_input())
         y, indices = self._pool(x, True, out)
 
         def backward(dy: Array) -> Array:
             dx = new_input()
             return pool.max_pool_grad(dy, indices, dx.shape, ndim=ndim, out=dx)
 
-        return (y, indices), backward
+        return ((y, indices) if self.return_indices else y), backward
 
     def __call__(self, x: Array, out: Array | None = None) -> Any:
         """Run inference, into `out` if given."""
@@ -59,9 +56,6 @@ class _MaxLike(_Pool):
 
     def _pool(self, x: Array, indices: bool, out: Array | None) -> Any:
         raise NotImplementedError
-
-    def _input_grad(self, dy: Array, x: Array, y: Array, out: Array) -> Array:
-        return pool.adaptive_max_pool_input_grad(dy, x, y, ndim=self.ndim, out=out)
 
 
 class _MaxPool(_MaxLike):
@@ -96,9 +90,25 @@ class _MaxPool(_MaxLike):
         return pool.max_pool(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, indices,
                              ndim=self.ndim, out=out)
 
-    def _input_grad(self, dy: Array, x: Array, y: Array, out: Array) -> Array:
-        return pool.max_pool_input_grad(dy, x, y, self.kernel_size, self.stride, self.padding, self.dilation,
-                                        self.ceil_mode, ndim=self.ndim, out=out)
+    def forward(self, x: Array, out: Array | None = None) -> tuple[Any, Backward]:
+        """Run on `x`, into `out` if given; with `return_indices` see `_MaxLike.forward`.
+
+        Indices are 8 bytes for each output, and take longer than the maxima. Where these can be found again quickly,
+        in x, which the layer before has kept for itself, `backward` does that.
+        """
+        x = as_array(x, "input", type(self).__name__)
+        if self.return_indices or not self._finds_again(x):
+            return super().forward(x, out)
+        y, new_input = self._pool(x, False, out), allocator(x)
+        settings = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return y, lambda dy: pool.max_pool_input_grad(dy, x, y, *settings, ndim=self.ndim, out=new_input())
+
+    def _finds_again(self, x: Array) -> bool:
+        """Whether windows do not overlap, or are small and have lanes of channels."""
+        apart = all(step >= d * (k - 1) + 1
+                    for k, step, d in zip(self.kernel_size, self.stride, self.dilation, strict=True))
+        small = x.ndim > 2 and memory_order(x) == "channels_last" and math.prod(self.kernel_size) <= 9
+        return not on_device(x) and (apart or small)
 
 
 @inherit_doc
