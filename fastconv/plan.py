@@ -292,6 +292,8 @@ def _lanes_are_pixels(r: Request) -> bool:
 
 def _linear(p: ConvProblem, op: str) -> bool:
     """Whether the images of the batch are pixels of one product."""
+    if op == "conv_input_grad":
+        return lattice.linear_input_grad(p) is not None
     return op == "conv" and p.out_size == (1, 1, 1) and p.batch > 1 and not any(p.pad_lo + p.pad_hi)
 
 
@@ -311,10 +313,13 @@ def _direct(r: Request) -> tuple[Any, bool]:
         or 2 * written < _cpu.vector_lanes(r.isa, p.dtype))
     if columns:  # pixels are lanes: nothing has to be copied or transposed
         return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, False, r.relu) for part in lattices]), covers
-    if _linear(p, r.op):
+    whole = lattice.linear_input_grad(p) if r.op == "conv_input_grad" else None
+    if whole is not None:
+        lattices, covers = (whole,), True
+    elif _linear(p, r.op):
         lattices = (lattice.linear(lattices[0]),)
     tasks = 1 if p.macs < SMALL else -(-4 * r.threads // max(len(lattices), 1))
-    if _lanes_are_pixels(r):
+    if _lanes_are_pixels(r) and whole is None:
         n = max(lattice.width_phases(p), 1) if r.op == "conv_input_grad" else 1
         return _cpu.ConvPlan([_cpu.pixels_part(lattices[i:i + n], r.isa, double, r.relu, tasks)
                               for i in range(0, len(lattices), n)]), covers

@@ -82,6 +82,21 @@ def linear(lattice: Lattice) -> Lattice:
     return pixels
 
 
+def linear_input_grad(p: ConvProblem) -> Lattice | None:
+    """The data gradient of a kernel as large as its input, whose taps lie in dx as they do in the weights, as the
+    product of dy and weights; None for others."""
+    taps = tuple(_dot(tap, p.x_strides[2:]) for tap in itertools.product(*map(range, p.kernel)))
+    if (p.out_size != (1, 1, 1) or p.kernel != p.in_size or p.batch == 1 or p.groups > 1 or any(p.pad_lo + p.pad_hi)
+            or any(d > 1 and n > 1 for d, n in zip(p.dilation, p.kernel, strict=True)) or taps != tuple(range(len(taps)))
+            or (p.in_channels > 1 and p.x_strides[1] != len(taps)) or p.w_strides[1:] != p.x_strides[1:]):
+        return None
+    return Lattice(
+        batch=1, groups=1, in_channels=p.out_channels, out_channels=p.in_channels * len(taps),
+        in_size=(1, 1, p.batch), out_size=(1, 1, p.batch), step=(1, 1, 1), tap_at=((0, 0, 0),), tap_w=(0,),
+        in_strides=(0, p.y_strides[1], 0, 0, p.y_strides[0]), out_strides=(0, 1, 0, 0, p.x_strides[0]), in_offset=0,
+        out_offset=0, w_strides=(p.out_channels * p.w_strides[0], 1, p.w_strides[0]))
+
+
 def input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], bool]:
     """The lattices of dx, one for each phase that meets any tap, and whether they cover all of dx."""
     axes = [_phases_of_axis(*sizes) for sizes in
