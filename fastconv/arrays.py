@@ -7,7 +7,8 @@ copying is accepted; nothing is ever cast, converted or copied in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -219,6 +220,29 @@ def empty_like(x: Array) -> Array:
     axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
     new = _new(tuple(x.shape[axis] for axis in axes), x.dtype, None)
     return new.transpose([axes.index(axis) for axis in range(x.ndim)])
+
+
+@contextmanager
+def rehearsal() -> Iterator[list[int]]:
+    """Context in which compiled passes of this thread take the memory that they need, but compute nothing.
+
+    Yields a list to which the most bytes that arrays and workspaces held at a time are appended at the end. Small
+    arrays count too.
+
+    Raises
+    ------
+    RuntimeError
+        If another thread is rehearsing.
+    """
+    global _KEPT_BYTES
+    held: list[int] = []
+    before, usual = _cpu.begin_rehearsal(), _KEPT_BYTES
+    _KEPT_BYTES = 1
+    try:
+        yield held
+    finally:
+        _KEPT_BYTES = usual
+        held.append(_cpu.end_rehearsal() - before)
 
 
 def release_memory() -> int:

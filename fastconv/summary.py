@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.arrays import Array
+from fastconv.memory import StepMemory, step_memory
 from fastconv.models.covariates import Standardise
 from fastconv.models.googlenet import WithHeads
 from fastconv.models.lenet import RBFOutput, ScaledTanh, SparseConv, Subsampling
 from fastconv.nn import basic, blocks, combine, norm, pool
+from fastconv.nn.checkpoint import Checkpoint
 from fastconv.nn.conv import _Conv, _ConvTranspose
 from fastconv.nn.layer import Layer, Parameter
 from fastconv.problem import adaptive_pool_problem, conv_problem, conv_transpose_problem, explicit_padding, pool_problem
@@ -102,6 +104,8 @@ class Summary:
     rows: tuple[Row, ...]
     itemsize: int = 4
     """Bytes of one value."""
+    step: StepMemory | None = None
+    """Memory of a step of training, if that was asked for."""
 
     @property
     def parameters(self) -> int:
@@ -147,13 +151,15 @@ class Summary:
             *([f"receptive field of {last.name}, the last layer with positions: {_times(last.receptive_field)}"]
               if last else []),
             *([f"(layers below {count(depth or 0, 'level')} of names are added up)"]
-              if any(node.hidden for node in nodes) else [])])
+              if any(node.hidden for node in nodes) else []),
+            *([] if self.step is None else [str(self.step)])])
 
     def __str__(self) -> str:
         return self.table()
 
 
-def summarize(model: Layer, input_shape: Shape | tuple[Shape, ...], name: str | None = None) -> Summary:
+def summarize(model: Layer, input_shape: Shape | tuple[Shape, ...], name: str | None = None, *,
+              memory: bool = False, batch: int = 8) -> Summary:
     """Describe a network for one input.
 
     Parameters
@@ -165,6 +171,10 @@ def summarize(model: Layer, input_shape: Shape | tuple[Shape, ...], name: str | 
         (C, \\*spatial) without the batch; a tuple of such shapes for networks with several inputs.
     name : str, optional
         What the summary is called; the class if left out.
+    memory : bool
+        Whether to find out what a step of training takes at most, see `fastconv.memory.step_memory`.
+    batch : int
+        Number of images of that step.
 
     Returns
     -------
@@ -184,7 +194,8 @@ def summarize(model: Layer, input_shape: Shape | tuple[Shape, ...], name: str | 
     dtypes = [parameter.dtype for parameter in model.parameters()]
     tracer = _Tracer(dtypes[0] if dtypes else np.dtype(np.float32))
     tracer.trace("", model, flows if len(flows) > 1 else flows[0])
-    return Summary(name or type(model).__name__, shapes, tuple(tracer.rows), tracer.dtype.itemsize)
+    return Summary(name or type(model).__name__, shapes, tuple(tracer.rows), tracer.dtype.itemsize,
+                   step_memory(model, input_shape, batch) if memory else None)
 
 
 # ---- tracing -----------------------------------------------------------------------------------------------------
@@ -262,6 +273,10 @@ def _sequential(tracer: _Tracer, name: str, layer: combine.Sequential, flow: Any
     for child_name, child in layer.children():
         flow = tracer.trace(_join(name, child_name), child, flow)
     return flow
+
+
+def _checkpoint(tracer: _Tracer, name: str, layer: Checkpoint, flow: Any) -> Any:
+    return tracer.trace(name, layer.layer, flow)
 
 
 def _with_heads(tracer: _Tracer, name: str, layer: WithHeads, flow: Any) -> Any:
@@ -423,6 +438,7 @@ def _elementwise(operations: int | Callable[[Any], int], view: bool = False) -> 
 
 _RULES: dict[type[Layer], Callable[..., Any]] = {
     combine.Sequential: _sequential,
+    Checkpoint: _checkpoint,
     combine.Residual: _residual,
     combine.Branches: _branches,
     combine.Concat: _concat,

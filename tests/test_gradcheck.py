@@ -124,6 +124,7 @@ def other_cases():
         "GlobalMaxPool": [(nn.GlobalMaxPool(), distinct(2, 3, 4, 5)), (nn.GlobalMaxPool(), distinct(2, 3, 4))],
         "Sequential": [(small_net(), images), (nn.Sequential(conv, conv), images), (nn.Sequential(), images),
                        (nn.Sequential(nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)), distinct(2, 3, 4, 6))],
+        "Checkpoint": [(nn.Checkpoint(small_net()), images), (nn.Checkpoint(nn.Dropout(0.3, rng=6)), images)],
         "Residual": [(nn.Residual(conv), images),
                      (nn.Residual(small_net(), nn.Conv2d(4, 3, 1, **F64), nn.Sigmoid()), images)],
         "Concat": [(nn.Concat(small_net(), nn.Identity(), nn.AvgPool2d(3, 1, 1)), images),

@@ -7,6 +7,7 @@ import os
 
 from cpython.buffer cimport (PyBUF_STRIDES, PyBUF_WRITABLE, Py_buffer, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_GetBuffer)
+from cpython.pythread cimport PyThread_get_thread_ident
 from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -113,20 +114,95 @@ cdef extern from *:
     #include <sys/mman.h>
     #endif
     #define FC_HUGE_PAGE ((size_t)2 << 20)
+    #define FC_MAPPED ((size_t)1 << 20)
 
     /* Large blocks are streamed through, and ask for huge pages: with small ones, half of the time of a read is spent
-     * on finding them. */
+     * on finding them.  They are mapped one by one: the C library would keep what is freed between others in use. */
+    #ifdef __linux__
     static void *fc_allocate(size_t size) {
-        const int huge = size >= 2 * FC_HUGE_PAGE;
         void *p;
-        if (posix_memalign(&p, huge ? FC_HUGE_PAGE : 64, size)) return NULL;
+        if (size < FC_MAPPED) return posix_memalign(&p, 64, size) ? NULL : p;
+        const size_t align = size >= 2 * FC_HUGE_PAGE ? FC_HUGE_PAGE : 4096, all = size + align;
+        char *map = (char *)mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map == (char *)MAP_FAILED) return NULL;
+        char *from = (char *)(((size_t)map + align - 1) / align * align);
+        const size_t end = (size + 4095) / 4096 * 4096;
+        if (from > map) munmap(map, (size_t)(from - map));
+        if (map + all > from + end) munmap(from + end, (size_t)(map + all - from - end));
     #ifdef MADV_HUGEPAGE
-        if (huge) madvise(p, size / FC_HUGE_PAGE * FC_HUGE_PAGE, MADV_HUGEPAGE);
+        if (align == FC_HUGE_PAGE) madvise(from, size / FC_HUGE_PAGE * FC_HUGE_PAGE, MADV_HUGEPAGE);
     #endif
-        return p;
+        return from;
     }
+
+    static void fc_free(void *p, size_t size) {
+        if (p && size >= FC_MAPPED)
+            munmap(p, (size + 4095) / 4096 * 4096);
+        else
+            free(p);
+    }
+    #else
+    static void *fc_allocate(size_t size) {
+        void *p;
+        return posix_memalign(&p, 64, size) ? NULL : p;
+    }
+    static void fc_free(void *p, size_t size) { free(p); }
+    #endif
     """
     void *fc_allocate(size_t size) nogil
+    void fc_free(void *p, size_t size) nogil
+
+
+# Bytes of arrays and workspaces, in use or kept, and the most that they were.
+cdef size_t _held = 0, _held_peak = 0
+
+
+cdef char *new_memory(size_t size) except NULL:
+    global _held, _held_peak
+    cdef char *data = <char *>fc_allocate(size if size else 1)
+    if data == NULL:
+        raise MemoryError(f"fastconv: {size} bytes could not be had")
+    _held += size
+    _held_peak = max(_held_peak, _held)
+    return data
+
+
+cdef void free_memory(char *data, size_t size) noexcept:
+    global _held
+    if data != NULL:
+        _held -= size
+    fc_free(data, size)
+
+
+cdef unsigned long _rehearsing = 0  # the thread whose calls take memory, but compute nothing
+
+
+cdef bint rehearsal() noexcept:
+    return _rehearsing != 0 and PyThread_get_thread_ident() == _rehearsing
+
+
+def begin_rehearsal():
+    """Let calls of this thread take and give memory as always, but compute nothing; returns the bytes held before.
+
+    What is kept is given back first, so that it is as in a process that begins.
+    """
+    global _rehearsing, _held_peak
+    if _rehearsing:
+        raise RuntimeError("a thread is rehearsing already")
+    release_idle()
+    del _spare[:]
+    _held_peak = _held
+    _rehearsing = PyThread_get_thread_ident()
+    return _held
+
+
+def end_rehearsal():
+    """Compute again, and return the most bytes that were held at a time."""
+    global _rehearsing
+    _rehearsing = 0
+    release_idle()
+    del _spare[:]
+    return _held_peak
 
 
 cdef bint _poison = False
@@ -151,7 +227,7 @@ cdef class Buffer:
     cdef size_t size
 
     def __dealloc__(self):
-        free(self.data)
+        free_memory(self.data, self.size)
 
 
 cdef Buffer take(size_t size):
@@ -164,9 +240,7 @@ cdef Buffer take(size_t size):
             break
     else:
         buffer = Buffer()
-        buffer.data = <char *>fc_allocate(size if size else 1)
-        if buffer.data == NULL:
-            raise MemoryError(f"fastconv: {size} bytes of workspace could not be had")
+        buffer.data = new_memory(size)
         buffer.size = size
     if _poison:
         memset(buffer.data, 0xFF, buffer.size)  # every float32 and float64 of these bytes is NaN

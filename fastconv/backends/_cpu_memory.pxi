@@ -22,6 +22,12 @@ cdef void drop_idle(int i) noexcept:
         _idle[j] = _idle[j + 1]
 
 
+cdef void free_idle() noexcept:
+    """Give the oldest back to the system."""
+    free_memory(_idle[0].data, _idle[0].size)
+    drop_idle(0)
+
+
 cdef class Block:
     """Memory of one array, as a buffer; it goes back when the last array that views it is gone.
 
@@ -43,11 +49,8 @@ cdef class Block:
             drop_idle(best)
         else:
             while _idle_count and _used_size + _idle_size + size > _peak_size:
-                free(_idle[0].data)
-                drop_idle(0)
-            self.data = <char *>fc_allocate(size)
-            if self.data == NULL:
-                raise MemoryError(f"fastconv: {size} bytes for an array could not be had")
+                free_idle()
+            self.data = new_memory(size)
             self.size = size
         _used_size += self.size
         _peak_size = max(_peak_size, _used_size)
@@ -60,8 +63,7 @@ cdef class Block:
             return
         _used_size -= self.size
         if _idle_count == _MOST_IDLE:
-            free(_idle[0].data)
-            drop_idle(0)
+            free_idle()
         _idle[_idle_count].data, _idle[_idle_count].size = self.data, self.size
         _idle_count += 1
         _idle_size += self.size
@@ -79,6 +81,5 @@ def release_idle():
     """Give what lies idle back to the system, and forget how much was in use at the peak."""
     global _peak_size
     while _idle_count:
-        free(_idle[0].data)
-        drop_idle(0)
+        free_idle()
     _peak_size = _used_size

@@ -138,6 +138,9 @@ cdef class PoolPlan:
             p.x.at, p.y.at = data_of(x), data_of(y)
         workspaces = take(size * threads)
         workspace = workspaces.data
+        if rehearsal():
+            give(workspaces)
+            return status
         with nogil:
             if threads == 1:
                 for task in range(p.tasks):

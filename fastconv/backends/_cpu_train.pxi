@@ -199,6 +199,10 @@ def batch_norm(x, y, weight, bias, mean, var, double eps, bint training, bint re
     cdef size_t sums = 2 * p.channels * (p.tasks if p.by_channels else 1) * sizeof(double)
     cdef Buffer room = take(sums + 3 * p.channels * sizeof(double))
     p.relu = relu
+    if rehearsal():
+        mean[...], var[...] = 0, 1
+        give(room)
+        return True
     with nogil:
         if training:
             p.sums = <double *>room.data
@@ -246,6 +250,9 @@ def batch_norm_grad(x, dy, dx, weight, bias, mean, var, double eps, bint trainin
     cdef char *more = room.data + sums + 3 * n * size
     cdef double inverse, along, across, product, off
     p.relu = relu
+    if rehearsal():
+        give(room)
+        return True
     with nogil:
         constants_of(&p, room.data + sums, mean_, var_, weight_, bias_, eps, is_double)
         p.sums = <double *>room.data
@@ -281,6 +288,9 @@ def channel_sums(dy, out, str isa, int threads):
         return False
     cdef Buffer room = take(2 * p.channels * (p.tasks if p.by_channels else 1) * sizeof(double))
     p.sums = <double *>room.data
+    if rehearsal():
+        give(room)
+        return True
     with nogil:
         if p.tasks:
             run_pass(&p, FC_PASS_SUMS, is_double, threads)
@@ -301,6 +311,8 @@ def relu_pass(x, y, str isa, int threads):
     cdef int64_t n = x.size, i, size = x.dtype.itemsize, at
     if n < _PASS_SMALL:
         threads = 1
+    if rehearsal():
+        return
     with nogil:
         for i in prange((n + _RUN - 1) // _RUN, num_threads=threads, schedule="static"):
             at = i * _RUN
@@ -320,6 +332,8 @@ def relu_grad_pass(dy, y, dx, str isa, int threads):
     cdef int64_t n = y.size, i, size = y.dtype.itemsize, at
     if n < _PASS_SMALL:
         threads = 1
+    if rehearsal():
+        return
     with nogil:
         for i in prange((n + _RUN - 1) // _RUN, num_threads=threads, schedule="static"):
             at = i * _RUN
@@ -339,6 +353,8 @@ def add_pass(a, b, y, bint relu, str isa, int threads):
     cdef int64_t n = a.size, i, size = a.dtype.itemsize, at
     if n < _PASS_SMALL:
         threads = 1
+    if rehearsal():
+        return
     with nogil:
         for i in prange((n + _RUN - 1) // _RUN, num_threads=threads, schedule="static"):
             at = i * _RUN
@@ -360,6 +376,8 @@ def sgd_step(value, grad, velocity, double lr, double momentum, double fresh, do
     cdef int64_t n = value.size, i, size = value.dtype.itemsize, at
     if n < _PASS_SMALL:
         threads = 1
+    if rehearsal():
+        return
     with nogil:
         for i in prange((n + _RUN - 1) // _RUN, num_threads=threads, schedule="static"):
             at = i * _RUN
@@ -385,6 +403,8 @@ def adam_step(value, grad, mean, square, tuple constants, str isa, int threads):
         all_of[i] = constants[i]
     if n < _PASS_SMALL:
         threads = 1
+    if rehearsal():
+        return
     with nogil:
         for i in prange((n + _RUN - 1) // _RUN, num_threads=threads, schedule="static"):
             at = i * _RUN

@@ -60,6 +60,10 @@ cdef class WeightGradPlan:
         # Transforms write to as many pages at a time as there are points: huge ones are found faster.
         workspaces = take(max(size * threads, <size_t>4 << 20) if p.form == FC_WGRAD_WINOGRAD else size * threads)
         partial, workspace = partials.data, workspaces.data
+        if rehearsal():
+            give(workspaces)
+            give(partials)
+            return True
         with nogil:
             if threads == 1:
                 state = fc_flush_denormals()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array, empty
-from fastconv.backends import reference
+from fastconv.backends import lattice, reference
 from fastconv.backends.cpu_pool import (
     avg_pool,
     avg_pool_grad,
@@ -47,7 +47,7 @@ class Run:
         at every run.
     """
 
-    __slots__ = ("_dtype", "_engine", "_packed", "_shape", "_threads", "plan")
+    __slots__ = ("_dtype", "_engine", "_packed", "_shape", "_spread", "_threads", "plan")
 
     def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
                  packed: Callable[[Any, Callable[[Array], Any]], Any] | None = None) -> None:
@@ -55,6 +55,9 @@ class Run:
         self._shape = problem.y_shape if op == "conv" else problem.x_shape
         self._dtype = np.dtype(problem.dtype)
         self._threads = plan.threads
+        # Channels of a transposed convolution that the plan takes as so many channels each have one bias.
+        linear = op == "conv_input_grad" and plan.algorithm == "direct" and lattice.linear_input_grad(problem)
+        self._spread = problem.taps if linear else 1
         self._engine = engine = plan.engine
         self._packed = None if packed is None or engine is None else packed(
             engine.layout, lambda w: engine.pack(w, plan.threads))
@@ -64,6 +67,8 @@ class Run:
         if self._engine is None:
             return self._reference(x, w, b, out)
         plan = self.plan
+        if b is not None and self._spread > 1:
+            b = np.repeat(b, self._spread)
         if out is None:
             out = empty(self._shape, self._dtype, plan.problem.order)
         if not plan.covers:

@@ -86,8 +86,9 @@ def linear_input_grad(p: ConvProblem) -> Lattice | None:
     """The data gradient of a kernel as large as its input, whose taps lie in dx as they do in the weights, as the
     product of dy and weights; None for others."""
     taps = tuple(_dot(tap, p.x_strides[2:]) for tap in itertools.product(*map(range, p.kernel)))
+    dilated = any(d > 1 and n > 1 for d, n in zip(p.dilation, p.kernel, strict=True))
     if (p.out_size != (1, 1, 1) or p.kernel != p.in_size or p.batch == 1 or p.groups > 1 or any(p.pad_lo + p.pad_hi)
-            or any(d > 1 and n > 1 for d, n in zip(p.dilation, p.kernel, strict=True)) or taps != tuple(range(len(taps)))
+            or dilated or taps != tuple(range(len(taps)))
             or (p.in_channels > 1 and p.x_strides[1] != len(taps)) or p.w_strides[1:] != p.x_strides[1:]):
         return None
     return Lattice(

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
     add = parser.add_argument
     add("--depth", type=integer(1), metavar="N", help="levels of names to show (as many as fit 60 lines)")
+    add("--memory", action="store_true", help="what a step of training takes at most (SGD with momentum)")
+    add("--batch", type=integer(1), default=8, metavar="N", help="images of that step (8)")
     add("--bottlenecks", action="store_true", help="what 1x1 convolutions before larger ones save")
 
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     network = create_network(args, Zeros(np.random.PCG64(0)))
     try:
-        summary = summarize(network.model, network.input_shape, network.title)
+        summary = summarize(network.model, network.input_shape, network.title, memory=args.memory, batch=args.batch)
     except ValueError as error:
         raise UserError(error) from error
     if args.bottlenecks:

@@ -20,6 +20,7 @@ from fastconv.nn.basic import (
     Softmax,
     Tanh,
 )
+from fastconv.nn.checkpoint import Checkpoint
 from fastconv.nn.combine import Branches, Concat, Residual, Sequential
 from fastconv.nn.conv import (
     CONV,
@@ -87,6 +88,7 @@ __all__ = [
     "BatchNorm3d",
     "Branches",
     "Buffer",
+    "Checkpoint",
     "Concat",
     "Conv1d",
     "Conv2d",

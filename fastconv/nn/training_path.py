@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fastconv.nn.checkpoint import Checkpoint
 from fastconv.nn.combine import Branches, Sequential
 from fastconv.nn.conv import _Conv
 from fastconv.nn.layer import Layer
@@ -23,6 +24,8 @@ def _first(model: Layer) -> Iterator[_Conv]:
     elif isinstance(model, Branches):
         for branch in model:
             yield from _first(branch)
+    elif isinstance(model, Checkpoint):
+        yield from _first(model.layer)
     elif isinstance(model, _Conv):
         yield model
 
