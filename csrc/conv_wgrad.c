@@ -5,8 +5,9 @@
 #include "blocking.h"
 #include "wgrad.h"
 
-/* Tasks wanted, and multiply-adds that a task is worth. */
-enum { MIN_TASKS = 16, MIN_MACS = 2000000 };
+/* Tasks wanted, and multiply-adds that a task is worth.  With FEW_BLOCKS tasks there are some for every thread, and a share
+ * of fewer than SPLIT_PIXELS would take longer to be added up than to be computed.  Tasks that add up a block. */
+enum { MIN_TASKS = 16, MIN_MACS = 2000000, FEW_BLOCKS = 4, SPLIT_PIXELS = 256, MERGE_PIECES = 4 };
 
 static int64_t sum_bytes(const fc_wgrad *p) {
     return align64(p->l.taps * p->block_channels * p->ldk * (int64_t)sizeof(real));
@@ -19,13 +20,14 @@ void FC_NAME(fc_wgrad_block)(fc_wgrad *p) {
     p->channel_blocks = ceil_div(l->in_channels, p->block_channels);
     p->out_blocks = ceil_div(l->out_channels, p->block_out);
     const int64_t blocks = l->groups * p->channel_blocks * p->out_blocks;
-    const int64_t macs = l->batch * l->out_size[0] * l->out_size[1] * l->out_size[2] * l->taps * p->block_channels *
-                         p->block_out;
+    const int64_t pixels = l->batch * l->out_size[0] * l->out_size[1] * l->out_size[2];
+    const int64_t macs = pixels * l->taps * p->block_channels * p->block_out;
     p->splits = 1;
     if (blocks > 0 && blocks < MIN_TASKS)
         p->splits = max64(min64(min64(ceil_div(MIN_TASKS, blocks), p->units / p->min_units), macs / MIN_MACS), 1);
+    if (blocks >= FEW_BLOCKS) p->splits = max64(min64(p->splits, pixels / SPLIT_PIXELS), 1);
     p->tasks = blocks * p->splits;
-    p->merge_tasks = p->splits > 1 ? blocks : 0;
+    p->merge_tasks = p->splits > 1 ? blocks * MERGE_PIECES : 0;
     p->partial_bytes = p->splits > 1
                            ? p->splits * l->groups * l->taps * l->in_channels * l->out_channels * (int64_t)sizeof(real)
                            : 0;
@@ -94,7 +96,11 @@ int FC_NAME(fc_wgrad_run)(const fc_wgrad *p, const void *in_, const void *dy_, v
 
 void FC_NAME(fc_wgrad_merge)(const fc_wgrad *p, const void *partial, void *dw, void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
-    const fc_wgrad_share s = share(p, task);
+    const fc_kernels *k = l->kernels;
+    fc_wgrad_share s = share(p, task / MERGE_PIECES);
+    const int64_t channels = s.c1 - s.c0, piece = task % MERGE_PIECES;
+    s.c1 = s.c0 + channels * (piece + 1) / MERGE_PIECES;
+    s.c0 += channels * piece / MERGE_PIECES;
     const int64_t lanes = s.k1 - s.k0, part = partial_at(l, 1, 0, 0, 0, 0);
     real *sum = workspace;
     for (int64_t t = 0; t < l->taps; t++)
@@ -104,7 +110,7 @@ void FC_NAME(fc_wgrad_merge)(const fc_wgrad *p, const void *partial, void *dw, v
             for (int64_t i = lanes; i < p->ldk; i++) sum[i] = 0;
             for (int64_t split = 1; split < p->splits; split++) {
                 from += part;
-                for (int64_t i = 0; i < lanes; i++) sum[i] += from[i];
+                k->add_run(sum, from, 0, lanes, sum);
             }
         }
     store(p, &s, workspace, dw);

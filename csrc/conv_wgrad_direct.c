@@ -27,10 +27,15 @@ static int64_t stage_size(const fc_wgrad *p) {
 static void choose_box(fc_wgrad *p) {
     const fc_lattice *l = &p->l;
     const int64_t size[4] = {l->batch, l->out_size[0], l->out_size[1], l->out_size[2]};
+    const int64_t blocks = l->groups * ceil_div(l->in_channels, p->block_channels) *
+                           ceil_div(l->out_channels, p->block_out);
+    /* Of one image, units of half the size are dealt out to threads more evenly. */
+    const int few = blocks < 4 && size[0] * size[1] * size[2] * size[3] < 16 * PIXELS;
+    const int64_t most_pixels = few ? PIXELS / 2 : PIXELS;
     int64_t pixels = 1;
     for (int a = 3; a >= 0; a--) {
         p->box[a] = 1;
-        const int64_t most = max64(min64(size[a], PIXELS / pixels), 1);
+        const int64_t most = max64(min64(size[a], most_pixels / pixels), 1);
         while (p->box[a] < most) {
             p->box[a]++;
             if (p->strips * stage_size(p) <= STAGE_BYTES / (int64_t)sizeof(real)) continue;

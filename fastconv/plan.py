@@ -339,6 +339,10 @@ def _gemm(r: Request, gather: bool) -> tuple[Any, bool]:
 
 
 def _weight_grad(r: Request, form: str, shape: int = 0) -> tuple[Any, bool]:
+    p = r.problem
+    if _pointwise(p) and p.groups == 1 and 2 * p.out_channels <= _cpu.vector_lanes(r.isa, p.dtype) < p.in_channels:
+        # Few out channels leave lanes empty; x and dy may change places.
+        return _cpu.WeightGradPlan(lattice.swapped(p), r.isa, p.dtype == "float64", form, shape, True), True
     return _cpu.WeightGradPlan(lattice.forward(r.problem), r.isa, r.problem.dtype == "float64", form, shape), True
 
 

@@ -63,7 +63,9 @@ class ConvPlan:
 
 @final
 class WeightGradPlan:
-    def __init__(self, lattice: Lattice, isa: str, is_double: bool, form: str, shape: int = 0) -> None: ...
+    def __init__(
+        self, lattice: Lattice, isa: str, is_double: bool, form: str, shape: int = 0, swapped: bool = False
+    ) -> None: ...
     @property
     def tasks(self) -> int: ...
     @property

@@ -9,11 +9,16 @@ cdef dict _WGRAD_FORMS = {
 
 
 cdef class WeightGradPlan:
-    """The weight gradient over one lattice; `form` is the name of a row of the plan's table, `shape` Winograd's."""
+    """The weight gradient over one lattice; `form` is the name of a row of the plan's table, `shape` Winograd's.
+
+    `swapped`: the lattice has x and dy in each other's place.
+    """
     cdef _Lattice lattice
     cdef fc_wgrad plan
+    cdef bint swapped
 
-    def __cinit__(self, lattice, str isa, bint is_double, str form, int shape=0):
+    def __cinit__(self, lattice, str isa, bint is_double, str form, int shape=0, bint swapped=False):
+        self.swapped = swapped
         self.lattice = _Lattice(lattice, isa, is_double, False)
         memset(&self.plan, 0, sizeof(fc_wgrad))
         self.plan.l = self.lattice.l
@@ -44,8 +49,8 @@ cdef class WeightGradPlan:
 
         Returns False if the result is not to be used: Winograd met numbers that are not finite.
         """
-        cdef const char *x_ = data_of(x)
-        cdef const char *dy_ = data_of(dy)
+        cdef const char *x_ = data_of(dy if self.swapped else x)
+        cdef const char *dy_ = data_of(x if self.swapped else dy)
         cdef char *dw_ = data_of(dw, True)
         cdef fc_wgrad *p = &self.plan
         cdef uint64_t state = 0

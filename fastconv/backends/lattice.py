@@ -53,6 +53,13 @@ def forward(p: ConvProblem) -> Lattice:
         w_strides=(per_group * p.w_strides[0], p.w_strides[0], p.w_strides[1]))
 
 
+def swapped(p: ConvProblem) -> Lattice:
+    """The lattice of the weight gradient of a 1x1 convolution at step 1, with x in the place of dy and dy in that of x."""
+    return forward(p)._replace(
+        in_channels=p.out_channels, out_channels=p.in_channels, in_strides=p.y_strides, out_strides=p.x_strides,
+        w_strides=(0, p.w_strides[1], p.w_strides[0]))
+
+
 def linear(lattice: Lattice) -> Lattice:
     """A lattice with one output per image and no padding as one whose pixels are the images, where strides allow.
 
