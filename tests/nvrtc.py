@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -75,3 +78,20 @@ def compile_source(source: str, architecture: str, defines: tuple[tuple[str, obj
     result = Compiled(_get(nvrtc, "CUBIN", program), _get(nvrtc, "PTX", program).decode(), usage)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return result
+
+
+def look(source: str, architecture: str, defines: tuple[tuple[str, object], ...], name: str,
+         instructions: tuple[str, ...]) -> tuple[Usage | None, list[str]]:
+    """What kernel `name` takes, and which instructions its assembly lacks; None and the messages if it fails."""
+    try:
+        compiled = compile_source(source, architecture, defines)
+    except AssertionError as error:
+        return None, [str(error)]
+    return compiled.usage[name], [i for i in instructions if i not in compiled.ptx]
+
+
+def look_at_all(arguments: list[tuple[Any, ...]]) -> list[tuple[Usage | None, list[str]]]:
+    """`look` at many, on all cores."""
+    library()  # or skip
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        return list(pool.map(look, *zip(*arguments, strict=True), chunksize=4))
