@@ -162,7 +162,15 @@ def test_without_a_batch_and_linear():
     rows, v = rng.standard_normal((2, 5, 9)).astype(np.float32), rng.standard_normal((4, 9)).astype(np.float32)
     with emulated():
         assert_close(host(functional.conv2d(device(x), device(w), device(b))), functional.conv2d(x, w, b), 27)
-        assert_close(host(functional.linear(device(rows), device(v), device(b))), functional.linear(rows, v, b), 9)
+    dy, wide = rng.standard_normal((2, 5, 4)).astype(np.float32), laid_out(rows, "float32", "strided")
+    with emulated():
+        for x in (rows, wide, rows):  # the last call is recognised
+            assert_close(host(functional.linear(device(x), device(v), device(b))), functional.linear(rows, v, b), 9)
+            assert_close(host(functional.linear_input_grad(device(dy), device(v))),
+                         functional.linear_input_grad(dy, v), 4)
+            assert_close(host(functional.linear_weight_grad(device(x), device(dy))),
+                         functional.linear_weight_grad(rows, dy), 10)
+        assert functional.linear(device(rows[:, :0]), device(v)).shape == (2, 0, 4)
 
 
 def test_calls_with_the_same_layout_are_recognised():

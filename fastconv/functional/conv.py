@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import Array, as_array, check_out
+from fastconv.arrays import Array, as_array, check_out, empty, on_device
 from fastconv.backends import select
 from fastconv.backends.select import call_key
 from fastconv.config import token
@@ -465,18 +465,39 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Array:
     TypeError, ValueError
         See `conv`.
     """
-    x, w = as_array(input, "input", "linear"), as_array(weight, "weight", "linear")
-    check_linear("linear", "input", x, "weight", w, 1)
-    y = _conv("linear", 1, as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
-    return as_rows(y, x.shape)
+    return _linear("linear", "input", input, weight, bias)
 
 
 def linear_input_grad(grad_output: Any, weight: Any) -> Array:
     """Gradient of `linear` with respect to its input: grad_output (..., K) @ weight (K, C)."""
-    dy, w = as_array(grad_output, "grad_output", "linear_input_grad"), as_array(weight, "weight", "linear_input_grad")
-    check_linear("linear_input_grad", "grad_output", dy, "weight", w, 0)
-    dx = _conv("linear_input_grad", 1, as_pixels(dy), w.T[:, :, None], None, 1, 0, 1, 1, "zeros", "auto", None)
-    return as_rows(dx, dy.shape)
+    return _linear("linear_input_grad", "grad_output", grad_output, weight, None)
+
+
+def _linear(op: str, name: str, input: Any, weight: Any, bias: Any) -> Array:
+    """Rows times a matrix, in the gradient the transposed one."""
+    since = token()
+    key = None if isinstance(input, np.ndarray) else call_key((op, since), input, weight, bias)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(input, weight, bias)
+    x, w = as_array(input, name, op), as_array(weight, "weight", op)
+    check_linear(op, name, x, "weight", w, op == "linear")
+    w = w if op == "linear" else w.T
+    if key is None or not on_device(x) or not x.size or not x.flags.c_contiguous:
+        y = _conv(op, 1, as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
+        return as_rows(y, x.shape)
+    # Kernels of the GPU see memory, not axes: rows that lie one behind the other are an image as they are.
+    shape = (*x.shape[:-1], len(w))
+    problem = conv_problem(as_pixels(x), w[:, :, None], out=as_pixels(empty(shape, x.dtype, like=x)), ndim=1, op=op)
+    b = checked_bias(op, bias, problem.out_channels, problem.dtype)
+    run = select.backend(op, (name, x), ("weight", w), ("bias", b)).Run(problem, "conv")
+
+    def again(x: Array, w: Array, b: Array | None) -> Array:
+        return run(x, w, b, empty(shape, x.dtype, like=x))
+
+    if b is bias:
+        remember(_repeats, key, again, since)
+    return again(x, w, b)
 
 
 def linear_weight_grad(input: Any, grad_output: Any) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -155,7 +156,7 @@ class _Repeat:
 
 
 # What ran before, by call_key, as in conv.py.
-_repeats: dict[Any, _Repeat] = {}
+_repeats: dict[Any, Any] = {}
 
 
 def _pooled(key: Any, since: int, problem: PoolProblem, run: Run, x: Array, alone: bool, out: Array | None, op: str,
@@ -166,6 +167,16 @@ def _pooled(key: Any, since: int, problem: PoolProblem, run: Run, x: Array, alon
     result = repeat(x[0], out if out is None else out[0]) if alone else repeat(x, out)
     remember(_repeats, key, repeat, since)
     return result
+
+
+def _differentiated(key: Any, since: int, backend: ModuleType, name: str, problem: PoolProblem,
+                    arrays: tuple[Array, ...], alone: bool, out: Array | None, op: str, **options: Any) -> Array:
+    """Run the gradient of a pool for the first time."""
+    run = partial(getattr(backend, name), problem, **options)
+    dx = run(*arrays, out=_checked(out, problem.x_shape, problem, op, *arrays))
+    if backend is not reference and not alone:  # the reference takes indices that were checked here
+        remember(_repeats, key, run, since)
+    return cast(Array, dx[0] if alone else dx)
 
 
 @overload
@@ -223,7 +234,7 @@ def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     key = call_key(options, input, out=out)
     repeat = _repeats.get(key)
     if repeat is not None:
-        return repeat(input, out)  # type: ignore[arg-type]
+        return repeat(input, out)
     x, ndim, alone, op = _input(input, ndim, "max_pool")
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
@@ -256,13 +267,17 @@ def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int
     TypeError, ValueError
         For arguments of the wrong type, shape or value; indices outside the input included.
     """
+    options = ("max_pool_grad", input_size, ndim, token())
+    key = call_key(options, grad_output, indices, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(grad_output, indices, out=out)
     dy, ndim, alone, op = _input(grad_output, ndim, "max_pool_grad", "grad_output")
     out = _out(out, ndim, op)
     problem = indexed_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
     positions = _positions(op, indices, alone, dy.shape, math.prod(problem.in_size))
-    dx = _backend(op, grad_output=dy, indices=positions).max_pool_grad(problem, dy, positions,
-                                  out=_checked(out, problem.x_shape, problem, op, dy, positions))
-    return cast(Array, dx[0] if alone else dx)
+    return _differentiated(key, options[-1], _backend(op, grad_output=dy, indices=positions), "max_pool_grad", problem,
+                           (dy, positions), alone, out, op)
 
 
 def max_pool_input_grad(grad_output: object, input: object, output: object, kernel_size: Sizes,
@@ -343,7 +358,7 @@ def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     key = call_key(options, input, out=out)
     repeat = _repeats.get(key)
     if repeat is not None:
-        return repeat(input, out)  # type: ignore[arg-type]
+        return repeat(input, out)
     x, ndim, alone, op = _input(input, ndim, "avg_pool")
     out = _out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, ndim=ndim,
@@ -379,13 +394,18 @@ def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: S
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
+    options = ("avg_pool_grad", input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
+               divisor_override, dilation, ndim, token())
+    key = call_key(options, grad_output, out=out)
+    repeat = _repeats.get(key)
+    if repeat is not None:
+        return repeat(grad_output, out=out)
     dy, ndim, alone, op = _input(grad_output, ndim, "avg_pool_grad", "grad_output")
     out = _out(out, ndim, op)
     problem = pool_grad_problem(_whole(input_size, alone), dy, kernel_size, stride, padding, dilation, ceil_mode,
                                 count_include_pad, ndim=ndim, op=op, out=out)
-    dx = _backend(op, grad_output=dy).avg_pool_grad(problem, dy, _divisor(divisor_override, op),
-                                  out=_checked(out, problem.x_shape, problem, op, dy))
-    return cast(Array, dx[0] if alone else dx)
+    return _differentiated(key, options[-1], _backend(op, grad_output=dy), "avg_pool_grad", problem, (dy,), alone, out,
+                           op, divisor=_divisor(divisor_override, op))
 
 
 def _exponent(value: Any, op: str) -> float:
@@ -491,7 +511,7 @@ def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | N
     key = call_key(options, input, out=out)
     repeat = _repeats.get(key)
     if repeat is not None:
-        return repeat(input, out)  # type: ignore[arg-type]
+        return repeat(input, out)
     x, ndim, alone, op = _input(input, ndim, "adaptive_avg_pool")
     out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
@@ -566,7 +586,7 @@ def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | N
     key = call_key(options, input, out=out)
     repeat = _repeats.get(key)
     if repeat is not None:
-        return repeat(input, out)  # type: ignore[arg-type]
+        return repeat(input, out)
     x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool")
     out = _out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)

@@ -6,8 +6,7 @@ An index that points outside of its plane is skipped, or reads zero: to raise, t
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,31 +36,29 @@ def max_pool(problem: PoolProblem, x: Array, indices: bool = True, *,
     """(y, positions): the maximum of each window and, with `indices`, its flat position in the unpadded plane."""
     y = _y_like(problem, out, x)
     positions = empty(problem.y_shape, np.int64, problem.order, like=x) if indices else None
-    _run("MAX_POOL", "max_pool", problem, x, y, None, positions, (x, y, positions, _tables(problem)))
+    _run("max_pool", problem, (x, y, None, positions), (x, y, positions, _tables(problem)))
     return y, positions
 
 
 def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """y: the sum of each window over its extent, or over `divisor`."""
     y = _y_like(problem, out, x)
-    _run("SUM_POOL", "sum_pool", problem, x, y, None, None, (x, y, _tables(problem)), _sum_arguments(problem, divisor),
-         _kind(None))
+    _run("sum_pool", problem, (x, y), (x, y, _tables(problem)), (None, divisor or 0))
     return y
 
 
 def lp_pool(problem: PoolProblem, x: Array, p: float, *, out: Array | None = None) -> Array:
     """y: the p-norm of each window, without absolute values."""
     y = _y_like(problem, out, x)
-    _run("SUM_POOL", "sum_pool", problem, x, y, None, None, (x, y, _tables(problem)), _sum_arguments(problem, p=p),
-         _kind(p))
+    _run("sum_pool", problem, (x, y), (x, y, _tables(problem)), (p, 0))
     return y
 
 
 def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
     """dx: each dy added, in row-major order, where `indices` says."""
     dx = _x_like(problem, out, dy)
-    dx[...] = 0
-    _scatter(problem, dx, dy, indices, adds=True)
+    dx.fill(0)
+    _run("scatter", problem, (dx, dy, None, indices), (dx, dy, indices), ("ADDS", 1))
     return dx
 
 
@@ -75,31 +72,29 @@ def max_pool_input_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, *, 
 def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
     dx = _x_like(problem, out, dy)
-    _run("SUM_POOL_GRAD", "sum_pool_grad", problem, dx, dy, None, None, (dx, dy, None, None, _tables(problem)),
-         _sum_arguments(problem, divisor), _kind(None))
+    _run("sum_pool_grad", problem, (dx, dy), (dx, dy, None, None, _tables(problem)), (None, divisor or 0))
     return dx
 
 
 def lp_pool_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, p: float, *, out: Array | None = None) -> Array:
     """dx of `lp_pool`, zero where y is zero."""
     dx = _x_like(problem, out, x)
-    _run("SUM_POOL_GRAD", "sum_pool_grad", problem, dx, dy, x, y, (dx, dy, x, y, _tables(problem)),
-         _sum_arguments(problem, p=p), _kind(p))
+    _run("sum_pool_grad", problem, (dx, dy, x, y), (dx, dy, x, y, _tables(problem)), (p, 0))
     return dx
 
 
 def max_unpool(problem: PoolProblem, x: Array, indices: Array, *, out: Array | None = None) -> Array:
     """y: zeros, with each x written where `indices` says; of equal indices the last counts."""
     y = _x_like(problem, out, x)
-    y[...] = 0
-    _scatter(problem, y, x, indices, adds=False)
+    y.fill(0)
+    _run("scatter", problem, (y, x, None, indices), (y, x, indices), ("ADDS", 0))
     return y
 
 
 def max_unpool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
     """dx: what lies in dy where `indices` says."""
     dx = _y_like(problem, out, dy)
-    _run("GATHER", "gather", problem, dy, dx, None, indices, (dy, dx, indices))
+    _run("gather", problem, (dy, dx, None, indices), (dy, dx, indices))
     return dx
 
 
@@ -109,30 +104,6 @@ def _x_like(problem: PoolProblem, out: Array | None, like: Array) -> Array:
 
 def _y_like(problem: PoolProblem, out: Array | None, like: Array) -> Array:
     return empty(problem.y_shape, problem.dtype, problem.order, like=like) if out is None else out
-
-
-def _sum_arguments(problem: PoolProblem, divisor: int | None = None, p: float | None = None) -> tuple[Any, ...]:
-    """What kernels of sums take last: the power, the divisor (0: the extents), the size of the full window."""
-    real = np.float64 if problem.dtype == "float64" else np.float32
-    return real(1 if p is None else p), real(divisor or 0), real(math.prod(problem.kernel))
-
-
-def _kind(p: float | None) -> int:
-    """KIND of pool.cu."""
-    return -1 if p is None else int(p) if p in (1, 2) else 0
-
-
-def _strides(x: Array | None) -> tuple[int, ...]:
-    return _NO_STRIDES if x is None else five(tuple(s // x.itemsize for s in x.strides))
-
-
-@lru_cache(1024)
-def _structure(problem: PoolProblem, *strides: tuple[int, ...]) -> Any:
-    s = np.zeros((), POOL)
-    s["x_strides"], s["y_strides"], s["x2_strides"], s["y2_strides"] = strides
-    s["in_size"], s["out_size"], s["batch"], s["channels"] = (
-        problem.in_size, problem.out_size, problem.batch, problem.channels)
-    return s
 
 
 @cached
@@ -149,29 +120,57 @@ def _tables(problem: PoolProblem) -> Array:
     return provider().upload(np.concatenate(parts).astype(np.int32))
 
 
-def _run(define: str, name: str, problem: PoolProblem, x: Array, y: Array, x2: Array | None, y2: Array | None,
-         arrays: tuple[Any, ...], rest: tuple[Any, ...] = (), kind: int | None = None) -> None:
-    """Launch a kernel with a thread, or a warp, for each element of the result."""
-    over_inputs = define == "SUM_POOL_GRAD"
-    elements = problem.batch * problem.channels * math.prod(problem.in_size if over_inputs else problem.out_size)
-    if elements == 0:
-        return
-    channels_fast = problem.channels > 1 and abs(x.strides[1]) < abs(x.strides[-1])
-    large = define in ("MAX_POOL", "SUM_POOL") and math.prod(problem.kernel) >= LARGE_WINDOW and not channels_fast
-    lanes = 32 if large else 1
-    kernel = Kernel("pool.cu", name, (
-        ("FC_DTYPE", DTYPES[problem.dtype][0]), (define, 1), ("CHANNELS_FAST", int(channels_fast)), ("LANES", lanes),
-        ("INDEX", "int" if elements * lanes < MOST_INT else "int64"), *(() if kind is None else (("KIND", kind),))))
-    s = _structure(problem, _strides(x), _strides(y), _strides(x2), _strides(y2))
-    provider().launch(kernel, (ceil_div(elements * lanes, 256),), (256,), (*arrays, s, *rest))
+class _Launch(NamedTuple):
+    """What stays the same from call to call; arrays come before `args`."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    args: tuple[Any, ...]
 
 
-def _scatter(problem: PoolProblem, dx: Array, dy: Array, indices: Array, *, adds: bool) -> None:
+def _run(name: str, problem: PoolProblem, placed: tuple[Array | None, ...], arrays: tuple[Array | None, ...],
+         option: tuple[Any, ...] = ()) -> None:
+    """Launch a kernel for `arrays`; `placed` are those whose strides the structure holds, in its order."""
+    launch = _launch(name, problem, option, *[a if a is None else (a.strides, a.itemsize) for a in placed])
+    if launch is not None:
+        provider().launch(launch.kernel, launch.grid, launch.block, (*arrays, *launch.args))
+
+
+@cached
+def _launch(name: str, problem: PoolProblem, option: tuple[Any, ...],
+            *layouts: tuple[tuple[int, ...], int] | None) -> _Launch | None:
+    """Prepare a launch; None where there is nothing to compute.
+
+    `option` is that of sums, (power or None for an average, divisor or 0 for the extents), or of the scatter,
+    ("ADDS", 0 or 1).
+    """
+    size = math.prod(problem.in_size if name == "sum_pool_grad" else problem.out_size)
     planes = problem.batch * problem.channels
-    if planes == 0 or math.prod(problem.out_size) == 0:
-        return
-    kernel = Kernel("pool.cu", "scatter", (
-        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("SCATTER", 1), ("CHANNELS_FAST", 0), ("LANES", 1), ("INDEX", "int64"),
-        ("ADDS", int(adds))))
-    s = _structure(problem, _strides(dx), _strides(dy), _NO_STRIDES, _strides(indices))
-    provider().launch(kernel, (ceil_div(planes, 4),), (128,), (dx, dy, indices, s))
+    if planes * size == 0:
+        return None
+    strides = [_NO_STRIDES if layout is None else five(tuple(step // layout[1] for step in layout[0]))
+               for layout in (*layouts, *[None] * (4 - len(layouts)))]
+    channels_fast = problem.channels > 1 and abs(strides[0][1]) < abs(strides[0][4]) and name != "scatter"
+    large = name in ("max_pool", "sum_pool") and math.prod(problem.kernel) >= LARGE_WINDOW and not channels_fast
+    lanes = 32 if large else 1
+    threads = 32 * planes if name == "scatter" else planes * size * lanes
+    index = "int" if threads < MOST_INT and name != "scatter" else "int64"
+    further: tuple[tuple[str, int], ...] = ()
+    args: tuple[Any, ...] = ()
+    if name == "scatter":
+        further = (option,)
+    elif option:
+        p, divisor = option
+        real = np.float64 if problem.dtype == "float64" else np.float32
+        args = real(1 if p is None else p), real(divisor), real(math.prod(problem.kernel))
+        further = (("KIND", -1 if p is None else int(p) if p in (1, 2) else 0),)
+    kernel = Kernel("pool.cu", name, (
+        ("FC_DTYPE", DTYPES[problem.dtype][0]), (name.upper(), 1), ("CHANNELS_FAST", int(channels_fast)),
+        ("LANES", lanes), ("INDEX", index), *further))
+    s = np.zeros((), POOL)
+    s["x_strides"], s["y_strides"], s["x2_strides"], s["y2_strides"] = strides
+    s["in_size"], s["out_size"], s["batch"], s["channels"] = (
+        problem.in_size, problem.out_size, problem.batch, problem.channels)
+    block = 128 if name == "scatter" else 256
+    return _Launch(kernel, (ceil_div(threads, block),), (block,), (s, *args))
