@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ import numpy as np
 
 from fastconv import plan
 from fastconv.arrays import Array
+from fastconv.problem import ConvProblem
 from fastconv.tables import columns
 
 __all__ = ["Choice", "cache_file", "choices", "choose", "table"]
@@ -44,7 +45,7 @@ class Choice(NamedTuple):
     Attributes
     ----------
     row, variant
-        Of the algorithm table.
+        Of the algorithm table; on a GPU a name (`fastconv.backends.cuda.tune`).
     measured
         (name, seconds) of all that were compared.
     problem
@@ -53,7 +54,7 @@ class Choice(NamedTuple):
         Name of what would have run without a trial.
     """
 
-    row: plan.Row
+    row: Any
     variant: str
     measured: tuple[tuple[str, float], ...]
     problem: str
@@ -87,13 +88,17 @@ def choose(request: plan.Request) -> Choice:
     """The row and variant for `request`: as before in this process, as in the file, or the fastest of a trial."""
     if request.batch != request.problem.batch:
         request = replace(request, problem=replace(request.problem, batch=request.batch))
-    key = _key(request)
+    return kept(_key(request), lambda entry: _parse(request, entry), lambda: _try(request))
+
+
+def kept(key: str, parse: Callable[[Any], Choice | None], measure: Callable[[], Choice]) -> Choice:
+    """The choice under `key`: as before in this process, as in the file if `parse` can read it, or as measured now."""
     with _lock:  # two trials at once would slow each other
         if key not in _choices:
             known = _read().get(key)
-            choice = None if known is None else _parse(request, known)
+            choice = None if known is None else parse(known)
             if choice is None:
-                choice = _try(request)
+                choice = measure()
                 _write(key, choice)
             _choices[key] = choice
         return _choices[key]
@@ -127,12 +132,12 @@ def _key(request: plan.Request) -> str:
     return json.dumps(parts, separators=(",", ":"))
 
 
-def _describe(request: plan.Request) -> str:
-    p = request.problem
+def describe(op: str, p: ConvProblem) -> str:
+    """A problem in a few words."""
     x, w = ("x".join(map(str, shape)) for shape in (p.x_shape, p.w_shape))
     stride = "" if p.stride == (1, 1, 1) else " / " + "x".join(map(str, p.stride[3 - p.ndim:]))
     dtype = "" if p.dtype == "float32" else f" {p.dtype}"
-    return f"{request.op} {x} * {w}{stride}{dtype} {p.order}"
+    return f"{op} {x} * {w}{stride}{dtype} {p.order}"
 
 
 # ---- Trials ----------------------------------------------------------------------------------------------------------
@@ -143,18 +148,24 @@ def _try(request: plan.Request) -> Choice:
     runs = {}
     for row, variant in found:
         runs[plan.label(row.name, variant)] = _runner(plan.make_plan(request, row, variant))
+    labels, predicted = list(runs), plan.predicted_choice(request)
+    best, winner = race(runs, predicted, _seconds)
+    return Choice(*found[labels.index(winner)], tuple(best.items()), describe(request.op, request.problem), predicted)
+
+
+def race(runs: dict[str, Any], predicted: str, seconds: Callable[[Any], float]) -> tuple[dict[str, float], str]:
+    """The shortest time of each run, and the name of the one to take: `predicted`, unless another is clearly faster."""
     best = dict.fromkeys(runs, math.inf)
     for turn in range(ROUNDS):
         for name, run in runs.items():
             if turn > 1 and best[name] > 3 * min(best.values()):
                 continue  # out of the race
-            best[name] = min(best[name], _seconds(run))
-    labels, predicted = list(runs), plan.predicted_choice(request)
+            best[name] = min(best[name], seconds(run))
     winner = predicted
-    for name in labels:
-        if best[name] < CLEARLY * best[predicted] and best[name] < best[winner]:
+    for name, time_of_it in best.items():
+        if time_of_it < CLEARLY * best[predicted] and time_of_it < best[winner]:
             winner = name
-    return Choice(*found[labels.index(winner)], tuple(best.items()), _describe(request), predicted)
+    return best, winner
 
 
 def _seconds(run: Any) -> float:
@@ -218,7 +229,8 @@ def _parse(request: plan.Request, entry: Any) -> Choice | None:
             if (row.name, variant) == (entry["algorithm"], entry["variant"]):
                 measured = tuple((str(name), float(seconds)) for name, seconds in entry["seconds"].items())
                 if plan.label(row.name, variant) in dict(measured):
-                    return Choice(row, variant, measured, _describe(request), plan.predicted_choice(request))
+                    words = describe(request.op, request.problem)
+                    return Choice(row, variant, measured, words, plan.predicted_choice(request))
     return None
 
 

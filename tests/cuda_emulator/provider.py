@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +117,8 @@ class EmulatorProvider:
         What was launched so far.
     null
         Whether launches do nothing, to time what the host does.
+    clock
+        How long a GPU would take for some launches: seconds, made up.
     """
 
     _runtime: Any = None
@@ -127,6 +129,7 @@ class EmulatorProvider:
         self.flags = flags
         self.null = null
         self.launched: list[Launched] = []
+        self.clock: Callable[[list[Launched]], float] = lambda launched: 1e-3 * len(launched)
 
     def is_array(self, obj: object) -> bool:
         return type(obj) is DeviceArray
@@ -134,7 +137,7 @@ class EmulatorProvider:
     def adopt(self, obj: Any) -> DeviceArray:
         # The memory is that of the CPU after all.
         interface = obj.__cuda_array_interface__
-        x = np.asarray(SimpleNamespace(__array_interface__=interface))
+        x = np.asarray(SimpleNamespace(__array_interface__=interface, owner=obj))
         return DeviceArray(x.view(backend.bfloat16()) if interface["typestr"] == backend.BFLOAT16 else x)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -178,6 +181,17 @@ class EmulatorProvider:
         else:
             m["box"][:axes] = layout.box
         return m
+
+    def name(self) -> str:
+        return "emulator"
+
+    def synchronize(self) -> None:
+        pass  # launches return when they are done
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        before = len(self.launched)
+        call()
+        return self.clock(self.launched[before:])
 
     def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
                smem: int = 0) -> None:

@@ -16,6 +16,7 @@ from fastconv.backends.cuda import tiles
 from fastconv.backends.cuda.device import Kernel, TensorMap, provider
 from fastconv.backends.cuda.tiles import Tile, ceil_div
 from fastconv.backends.lattice import Lattice
+from fastconv.config import settings
 from fastconv.problem import ConvProblem
 from fastconv.problem.common import Strides, five
 
@@ -207,7 +208,7 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
                          f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
     _check_sizes(problem, op)
-    refused = _wgmma_refuses(problem, op, capability) if name == "wgmma" else _mma_refuses(problem, capability)
+    refused = _wgmma_refuses(problem, op, capability) if name == "wgmma" else mma_refuses(problem, capability)
     if name in ("mma", "wgmma") and refused:
         raise ValueError(f"{op}: algorithm is {name!r}, but that cannot run this problem: {refused}. "
                          "Hint: algorithm='auto'")
@@ -239,7 +240,7 @@ def _narrow(problem: ConvProblem) -> bool:
     return problem.groups > 1 and widest <= NARROW_GROUP
 
 
-def _mma_refuses(problem: ConvProblem, capability: tuple[int, int]) -> str | None:
+def mma_refuses(problem: ConvProblem, capability: tuple[int, int]) -> str | None:
     """Why tensor cores cannot run this, or None."""
     if problem.dtype not in MMA_RUN:
         return f"tensor cores have no {problem.dtype}"
@@ -482,9 +483,13 @@ def _weight_grad_plan(problem: ConvProblem, algorithm: str, first: Launch, split
     return Plan(problem, "conv_weight_grad", algorithm, (first, finish), sums=splits * weights)
 
 
-def _chosen(problem: ConvProblem, op: str, algorithm: str, relu: bool = False, aligned: bool = True) -> Plan:
+def chosen(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool = False, aligned: bool = True) -> Plan:
     """The plan for the current GPU."""
     device = provider()
+    if algorithm == "auto" and settings().tune and problem.batch and math.prod(problem.out_size):
+        from fastconv.backends.cuda import tune  # which needs this module
+
+        algorithm = tune.choose(problem, op)
     return plan_for(problem, op, algorithm, relu, device.multiprocessors(), device.capability(), aligned)
 
 
@@ -495,7 +500,7 @@ class Run:
 
     def __init__(self, problem: ConvProblem, op: str, algorithm: str = "auto", *, relu: bool = False,
                  packed: Callable[[Any, Callable[[Array], Any]], Any] | None = None, aligned: bool = True) -> None:
-        self.plan = _chosen(problem, op, algorithm, relu, aligned)
+        self.plan = chosen(problem, op, algorithm, relu, aligned)
         self._shape = problem.y_shape if op == "conv" else problem.x_shape
         self._dtype = np.dtype(problem.dtype)
         self._with_sum: dict[tuple[int, ...], list[Any]] = {}  # structures of the launches, by strides of the residual
@@ -581,9 +586,9 @@ def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | 
                      algorithm: str = "auto") -> Array:
     """dw from x and dy."""
     device = provider()
-    plan = _chosen(problem, "conv_weight_grad", algorithm)
+    plan = chosen(problem, "conv_weight_grad", algorithm)
     if plan.in_place and (x.data.ptr | dy.data.ptr) % 16:
-        plan = _chosen(problem, "conv_weight_grad", "mma", aligned=False)
+        plan = chosen(problem, "conv_weight_grad", "mma", aligned=False)
     if out is None:
         out = empty(problem.w_shape, problem.dtype, problem.order, like=x)
     sums = device.empty((plan.sums,), np.float64 if problem.dtype == "float64" else np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -108,6 +108,15 @@ class Provider(Protocol):
     def tensor_map(self, array: Any, layout: TensorMap) -> Any:
         """The map of an array, 128 bytes to be passed by value."""
 
+    def name(self) -> str:
+        """What the current GPU is called."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was launched on the current stream."""
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """How long the GPU takes for what `call` launches."""
+
     def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
                smem: int = 0) -> None:
         """Run a kernel on the current stream.
@@ -168,6 +177,22 @@ class CupyProvider:
     def capability(self) -> tuple[int, int]:
         return self._attribute("ComputeCapabilityMajor"), self._attribute("ComputeCapabilityMinor")
 
+    def name(self) -> str:
+        return str(self._cupy.cuda.runtime.getDeviceProperties(self._cupy.cuda.runtime.getDevice())["name"].decode())
+
+    def synchronize(self) -> None:
+        self._cupy.cuda.get_current_stream().synchronize()
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        call()  # compiles, and fills caches
+        begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        begin.record()
+        for _ in range(_CALLS):
+            call()
+        end.record()
+        end.synchronize()
+        return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3 / _CALLS
+
     def _attribute(self, name: str) -> int:
         return int(self._cupy.cuda.Device().attributes[name])
 
@@ -197,6 +222,7 @@ class CupyProvider:
 
 
 _NULL = np.uint64(0)
+_CALLS = 5  # that are timed as one
 _provider: Provider | None = None
 
 
