@@ -147,6 +147,23 @@ def to_host(x: Any) -> Array:
     return x.get() if hasattr(x, "get") and not isinstance(x, (np.ndarray, dict)) else np.asarray(x)
 
 
+def to_device(x: Array) -> Array:
+    """A NumPy array of any dtype as a copy on the GPU, with its memory order; one that is there already as it is.
+
+    Raises
+    ------
+    RuntimeError
+        Without CuPy or a GPU.
+    """
+    from fastconv.backends.cuda import device  # only now: most processes never see a GPU
+
+    if on_device(x):
+        return x
+    if x.ndim > 2 and memory_order(x) == "channels_last":
+        return np.moveaxis(device.provider().upload(np.ascontiguousarray(np.moveaxis(x, 1, -1))), -1, 1)
+    return device.provider().upload(np.ascontiguousarray(x))
+
+
 def on_device(x: Array) -> bool:
     """Whether an array that `as_array` returned lies on a GPU."""
     return type(x) is not np.ndarray

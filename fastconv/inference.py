@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fastconv.arrays import Array, as_array
+from fastconv.arrays import Array, as_array, check_same_place
 from fastconv.nn.layer import float_dtype
 from fastconv.problem.common import AXIS_NAMES, check_ndim, integer
 
@@ -48,7 +48,7 @@ def sliding_window(predict: Callable[[Array], Any], image: Any, window: tuple[in
     image : array_like
         (N, C, \\*spatial), (C, \\*spatial) or \\*spatial, of any real dtype. A `numpy.memmap`, or anything else with
         ``shape`` that gives an array when it is indexed by integers and slices (HDF5, zarr, NIfTI): windows alone are
-        read from it.
+        read from it. On a GPU: an array of CuPy or its like; windows, scores and result lie there then, too.
     window : tuple of int
         Size of a window, one number for each spatial axis, 1 to 3 of them.
     overlap : float
@@ -140,6 +140,11 @@ class _Source:
         if 0 in shape:
             raise ValueError(f"{_OP}: image has shape {shape}: it holds no pixel. Hint: check how it was cut out")
         self.image = image
+        self.like = np.empty(0)  # an array where windows are to lie
+        if hasattr(image, "__cuda_array_interface__"):
+            from fastconv.backends.cuda.device import adopt  # only now: most processes never see a GPU
+
+            self.image = self.like = adopt(image)  # type: ignore[assignment]
         self.window = window
         self.pad_value = pad_value
         self.dtype = dtype
@@ -151,10 +156,12 @@ class _Source:
 
     def read(self, number: int, starts: list[tuple[int, ...]]) -> Array:
         """Windows (B, C, \\*window) of image `number`, which begin at `starts`, possibly outside of it."""
-        windows = np.full((len(starts), self.channels, *self.window), self.pad_value, self.dtype)
+        windows = np.empty((len(starts), self.channels, *self.window), self.dtype, like=self.like)
+        windows.fill(self.pad_value)
         for x, start in zip(windows, starts, strict=True):
             inside = [slice(max(s, 0), min(s + w, n)) for s, w, n in zip(start, self.window, self.size, strict=True)]
-            part = np.asarray(self.image[(*self.prefix(number), *(slice(None),) * self.has_channels, *inside)])
+            part = self.image[(*self.prefix(number), *(slice(None),) * self.has_channels, *inside)]
+            part = np.asarray(part, like=self.like)
             if part.dtype.kind not in "biuf":
                 raise TypeError(f"{_OP}: image has dtype {part.dtype}, but real numbers are needed. "
                                 "Hint: image.real and image.imag can be two channels")
@@ -228,6 +235,7 @@ def _scale(scores: Array, window: tuple[int, ...]) -> tuple[Fraction, ...]:
 
 def _predict(predict: Callable[[Array], Any], windows: Array) -> Array:
     scores = as_array(predict(windows), "what predict gives", _OP)
+    check_same_place(_OP, ("image", windows), ("what predict gives", scores))
     if scores.ndim < 2 or len(scores) != len(windows):
         raise ValueError(f"{_OP}: predict gave shape {scores.shape} for {len(windows)} windows, but (B, K, ...) with "
                          f"B = {len(windows)} is needed. Hint: the batch is axis 0")
@@ -275,13 +283,14 @@ def _dense(scores: _Scores, axes: list[_Axis], argmax: bool, out: Any) -> Any:
     rows, *others = axes
     size = tuple(axis[-1].hi for axis in axes)
     form = (*(source.batch,) * source.has_batch, *(() if argmax else (classes,)), *size)
-    result = _result(form, scores.dtype, classes, argmax, out)
+    result = _result(form, scores.dtype, classes, argmax, out, source.like)
     # Rows of windows that run together, so that a batch is full where there are few windows beside each other.
     together = math.ceil(scores.batch_size / math.prod(map(len, others)))
     groups = [rows[i:i + together] for i in range(0, len(rows), together)]
     # A group's rows begin where no later window reaches back; what it shares with the next one moves to the front.
     ends = [group[0].lo for group in groups[1:]] + [size[0]]
-    slab = np.zeros((classes, max(group[-1].hi - group[0].lo for group in groups), *size[1:]), scores.dtype)
+    slab = np.zeros((classes, max(group[-1].hi - group[0].lo for group in groups), *size[1:]), scores.dtype,
+                    like=source.like)
     for number in range(source.batch):
         for group, end in zip(groups, ends, strict=True):
             begin = group[0].lo
@@ -290,12 +299,12 @@ def _dense(scores: _Scores, axes: list[_Axis], argmax: bool, out: Any) -> Any:
                 target = (slice(top.lo - begin, top.hi - begin), *(slice(place.lo, place.hi) for place in rest))
                 weights = functools.reduce(np.multiply.outer, [place.weights for place in window])
                 part = values[:, *(place.inside for place in window)]
-                slab[:, *target] += part * weights.astype(scores.dtype)
+                slab[:, *target] += part * np.asarray(weights.astype(scores.dtype), like=slab)
             done = slab[:, :end - begin]
             classes_axis = (slice(None),) * (not argmax)
             result[*source.prefix(number), *classes_axis, begin:end] = done.argmax(0) if argmax else done
             kept = group[-1].hi - end
-            slab[:, :kept] = slab[:, end - begin:end - begin + kept]
+            slab[:, :kept] = slab[:, end - begin:end - begin + kept].copy()  # the two may overlap
             slab[:, kept:] = 0
     return result
 
@@ -303,26 +312,26 @@ def _dense(scores: _Scores, axes: list[_Axis], argmax: bool, out: Any) -> Any:
 def _classify(scores: _Scores, axes: list[_Axis], argmax: bool, out: Any) -> Any:
     source, (classes,) = scores.source, scores.shape
     windows = list(itertools.product(*axes))
-    sums = np.zeros((source.batch, classes))
+    sums = np.zeros((source.batch, classes), like=source.like)
     for number in range(source.batch):
         for _, values in scores(number, windows):
             sums[number] += values
     means = sums / len(windows)
     means = means if source.has_batch else means[0]
     form = means.shape[:-1] if argmax else means.shape
-    result = _result(form, scores.dtype, classes, argmax, out)
+    result = _result(form, scores.dtype, classes, argmax, out, source.like)
     result[...] = means.argmax(-1) if argmax else means
     return result
 
 
-def _result(shape: tuple[int, ...], dtype: np.dtype[Any], classes: int, argmax: bool, out: Any) -> Any:
+def _result(shape: tuple[int, ...], dtype: np.dtype[Any], classes: int, argmax: bool, out: Any, like: Array) -> Any:
     """`out`, checked, or a new array for the scores of `dtype` or the classes."""
     if argmax and classes < 2:
         raise ValueError(f"{_OP}: argmax=True chooses among classes, but predict gave {classes} score for each pixel. "
                          "Hint: compare the scores with a threshold instead")
     needed = np.min_scalar_type(classes - 1) if argmax else dtype
     if out is None:
-        return np.empty(shape, needed)
+        return np.empty(shape, needed, like=like)
     if tuple(out.shape) != shape:
         raise ValueError(f"{_OP}: out has shape {tuple(out.shape)}, but the result has shape {shape}. "
                          f"Hint: np.empty({shape}, np.{needed})")

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import on_device
 from fastconv.models.lenet import SparseConv
 from fastconv.nn import Layer, Linear
 from fastconv.nn.conv import _Conv, _ConvTranspose
 from fastconv.nn.prepared import PreparedLayer
-from fastconv.plan import Plan, plan_for
+from fastconv.plan import plan_for as cpu_plan_for
 from fastconv.problem import conv_problem, conv_transpose_problem
 from fastconv.tables import columns, outline
 from fastconv.watch import shared_copy
@@ -171,6 +172,7 @@ def profile(model: Layer, x: Any, *, train: bool = True, repeats: int = 5) -> Pr
     Returns
     -------
     Profile
+        Of a network on a GPU each layer is waited for, so that the sum is more than the time without a profile.
 
     Raises
     ------
@@ -207,7 +209,7 @@ def _run(model: Layer, x: Any, train: bool, gradient: Any) -> Any:
     y, backward = model.forward(x)
     if gradient is None:
         rng = np.random.default_rng(0)
-        noise = [rng.standard_normal(output.shape).astype(output.dtype) for output in _tuple(y)]
+        noise = [np.asarray(rng.standard_normal(output.shape), output.dtype, like=output) for output in _tuple(y)]
         gradient = tuple(noise) if isinstance(y, tuple) else noise[0]
     backward(gradient)
     return gradient
@@ -242,6 +244,7 @@ class _Recorder:
                 vars(layer)["forward"] = self._forward(layer)
                 if isinstance(layer, PreparedLayer):
                     vars(layer)["prepared"] = self._prepared(layer)
+        self.wait = _waiting(model)
         self.begin()
 
     def begin(self) -> None:
@@ -316,6 +319,7 @@ class _Recorder:
         self._inner.append((name, inner))
         start = time.perf_counter()
         result = run()
+        self.wait()
         seconds = time.perf_counter() - start
         self._inner.pop()
         if self._inner:
@@ -336,8 +340,27 @@ class _Recorder:
                                        tuple(plan.algorithm for plan in plans), macs)
 
 
-def _plans(layer: Layer, x: Any, y: Any, train: bool) -> list[Plan]:
+def _waiting(model: Layer) -> Callable[[], object]:
+    """Waits until a layer is done: on a GPU calls return before."""
+    if model.place == "cpu":
+        return lambda: None
+    from fastconv.backends.cuda.device import provider  # only now: most processes never see a GPU
+
+    return provider().synchronize
+
+
+def _planner(x: Any) -> Callable[..., Any]:
+    """``plan_for`` of the backend of `x`."""
+    if not on_device(_tuple(x)[0]):
+        return cpu_plan_for
+    from fastconv.backends.cuda.conv import chosen
+
+    return lambda problem, op, packed=False: chosen(problem, op)
+
+
+def _plans(layer: Layer, x: Any, y: Any, train: bool) -> list[Any]:
     """Plans of the forward pass and, in training, of the input and the weight gradient."""
+    plan_for = _planner(x)
     if isinstance(layer, (_Conv, _ConvTranspose)) and x.ndim == layer.ndim + 1:
         x, y = x[None], y[None]
     if isinstance(layer, _Conv):

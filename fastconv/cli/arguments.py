@@ -49,6 +49,11 @@ def _option(word: str) -> tuple[str, Any]:
         return name, text
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device, which has no default: what is not given is "cpu", or what a checkpoint says."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cpu); cuda needs CuPy and a GPU")
+
+
 def integer(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:

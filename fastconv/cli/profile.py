@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastconv.cli.arguments import UserError, add_threads, integer, set_threads
+from fastconv.cli.arguments import UserError, add_device, add_threads, integer, set_threads
 from fastconv.cli.network import add_network, create_network
 from fastconv.config import thread_reason
 
@@ -27,12 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=integer(1), default=5, metavar="N", help="number of runs (%(default)s)")
     add("--depth", type=integer(1), metavar="N", help="levels of names to show (as many as fit 60 lines)")
     add("--trace", type=Path, metavar="FILE", help="write a timeline for chrome://tracing or ui.perfetto.dev (JSON)")
+    add_device(parser)
     add_threads(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print the table."""
     from fastconv import to_channels_last
+    from fastconv.arrays import to_device
     from fastconv.profiling import profile
     from fastconv.tables import count, fitting_depth
 
@@ -42,8 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if args.channels_last:
         x = to_channels_last(x)
     try:
+        if args.device == "cuda":
+            network.model.to("cuda")
+            x = to_device(x)
         result = profile(network.model, x, train=args.train, repeats=args.repeats)
-    except (ValueError, MemoryError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         raise UserError(error) from error
     size = "x".join(map(str, network.input_shape))
     what = "training" if args.train else "inference"

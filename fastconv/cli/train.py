@@ -6,7 +6,16 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from fastconv.cli.arguments import UserError, add_options, add_threads, fraction, integer, positive, set_threads
+from fastconv.cli.arguments import (
+    UserError,
+    add_device,
+    add_options,
+    add_threads,
+    fraction,
+    integer,
+    positive,
+    set_threads,
+)
 from fastconv.config import thread_reason
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -58,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=integer(0), help=f"of weights, order and augmentation ({default['seed']})")
     add("--out", type=Path, help="folder for the checkpoint (fastconv-MODEL-DATA)")
     add("--resume", action="store_true", help="go on from OUT/checkpoint.npz")
+    add_device(parser)
     add_threads(parser)
 
 
@@ -99,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             training = Run(Recipe(**given))
         out.mkdir(parents=True, exist_ok=True)
         training.save(checkpoint)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(error) from error
 
     dataset, size = training.dataset, training.dataset.input_size

@@ -6,7 +6,7 @@ import argparse
 
 import numpy as np
 
-from fastconv.cli.arguments import UserError, add_threads, integer, set_threads
+from fastconv.cli.arguments import UserError, add_device, add_threads, integer, set_threads
 from fastconv.cli.network import add_network, create_network
 from fastconv.config import thread_reason
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=integer(1), default=1, metavar="N", help="number of images (%(default)s)")
     add("--train", action="store_true", help="forward and backward passes of training; otherwise inference")
     add("--channels-last", action="store_true", help="give the images in channels-last order")
+    add_device(parser)
     add_threads(parser)
 
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the network once and print what was chosen."""
     import fastconv
     from fastconv import tune
+    from fastconv.arrays import to_device
 
     set_threads(args)
     network = create_network(args)
@@ -44,12 +46,15 @@ def run(args: argparse.Namespace) -> int:
           f"threads {thread_reason()}\n", flush=True)
     with fastconv.config(tune=True):
         try:
+            if args.device == "cuda":
+                network.model.to("cuda")
+                x = to_device(x)
             if args.train:
                 y, backward = network.model.forward(x)
                 backward(tuple(map(np.zeros_like, y)) if isinstance(y, tuple) else np.zeros_like(y))
             else:
                 network.model(x)
-        except (ValueError, MemoryError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise UserError(error) from error
     print(tune.table(tune.choices()))
     print(f"\nkept in {tune.cache_file()}; config(tune=True) or FASTCONV_TUNE=1 uses it")

@@ -349,6 +349,11 @@ class Layer:
             item.to(place)
         return self
 
+    @property
+    def place(self) -> str:
+        """Where parameters and buffers lie, "cuda" or "cpu", as `to` takes it; "cpu" if there are none."""
+        return "cuda" if any(on_device(item.value) for _, item in self._state()) else "cpu"
+
     def state_dict(self) -> dict[str, Array]:
         """Return a copy of each parameter and buffer under PyTorch's name (``"0.weight"``, ``"bn.running_mean"``).
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastconv.arrays import to_device, to_host
 from fastconv.functional.pointwise import softmax
 from fastconv.models.googlenet import AUXILIARY_WEIGHT
 from fastconv.nn import Layer, cross_entropy, heads_loss
@@ -143,6 +144,8 @@ def fit(
 ) -> list[EpochRecord]:
     """Train `model` in place until `epochs` epochs are done and return their records.
 
+    Data are in host memory; if the network is on a GPU (``model.to("cuda")``), each batch is copied there.
+
     Parameters
     ----------
     train
@@ -193,7 +196,8 @@ def fit(
         drawn = batches(train, batch_size, normalise=normalise, rng=rng, augment=augment, weights=weights)
         for step, (x, labels) in enumerate(drawn, 1):
             with _without_input_gradients(model):
-                value, logits = train_step(model, optimizer, x, labels, loss=loss, head_weights=head_weights)
+                value, logits = train_step(model, optimizer, *_beside(model, x, labels), loss=loss,
+                                           head_weights=head_weights)
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"fit: the loss is {value} in epoch {epoch}, step {step}: training has diverged. "
@@ -202,7 +206,7 @@ def fit(
             if schedule is not None:
                 schedule.step()
             seen += len(labels)
-            correct += int((logits.argmax(axis=1) == labels).sum())
+            correct += int((to_host(logits.argmax(axis=1)) == labels).sum())
             total += value * len(labels)
             if progress is not None:
                 progress.step(epoch, step, steps, f"loss {total / seen:.4f}  acc {correct / seen:.2%}")
@@ -230,6 +234,13 @@ def fit(
     return records
 
 
+def _beside(model: Layer, x: Any, labels: np.ndarray) -> tuple[Any, Any]:
+    """A batch where the network lies: on a GPU a copy."""
+    if model.place == "cpu":
+        return x, labels
+    return tuple(map(to_device, x)) if isinstance(x, tuple) else to_device(x), to_device(labels)
+
+
 @contextmanager
 def _without_input_gradients(model: Layer) -> Iterator[None]:
     """Spare the layers that see the data the gradient of their input, which nobody reads."""
@@ -254,7 +265,9 @@ def evaluate(
     """Run `model` in inference over a part of a data set; see `Evaluation` for what comes out."""
     logits, total = [], 0.0
     for x, labels in batches(split, batch_size, normalise=normalise):
-        logits.append(model(x))
-        total += float(loss(logits[-1], labels)[0]) * len(labels)
+        x, there = _beside(model, x, labels)
+        outputs = model(x)
+        logits.append(to_host(outputs))
+        total += float(loss(outputs, there)[0]) * len(labels)
     probabilities = softmax(np.concatenate(logits).astype(np.float64), 1)
     return Evaluation(total / len(split), probabilities, split.labels)

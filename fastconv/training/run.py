@@ -52,7 +52,7 @@ class Recipe:
     `options` are further arguments of the network's function, such as ``{"width": 0.5, "stem": "small"}``. `lr` None
     is the optimizer's own in `OPTIMIZERS`. For `augment` see `fastconv.training.augment.parse`. `select` and `patience`
     are monitor and patience of `EarlyStopping`, which there is if one of them is given. For `table` and `size` see
-    `fastconv.training.load_npz`.
+    `fastconv.training.load_npz`. `device` is "cpu" or "cuda", see `fastconv.nn.Layer.to`.
     """
 
     model: str
@@ -71,6 +71,7 @@ class Recipe:
     size: int | None = None
     val_fraction: float = 0.1
     seed: int = 0
+    device: str = "cpu"
 
     def __str__(self) -> str:
         parts = [
@@ -82,6 +83,7 @@ class Recipe:
             *([f"{self.sampling} sampling"] if self.sampling != "each-once" else []),
             *([f"best epoch by validation {self.monitor}"] if self.monitor else []),
             *([f"patience {self.patience}"] if self.patience else []),
+            *(["on the GPU"] if self.device == "cuda" else []),
         ]
         return ", ".join(parts)
 
@@ -114,7 +116,7 @@ class Run:
         self.augment = parse(recipe.augment) if recipe.augment else None
         self.normalise = Normalise.fit(self.dataset.train.images)
         init.seed(recipe.seed)
-        self.model = self._build()
+        self.model = self._build().to(recipe.device)
         self.optimizer = OPTIMIZERS[recipe.optimizer][0](self.model.parameters(), lr=recipe.learning_rate)
         steps = recipe.epochs * -(-len(self.dataset.train) // recipe.batch_size)
         self.schedule = SCHEDULES[recipe.schedule](self.optimizer, steps)
@@ -130,7 +132,7 @@ class Run:
         path
             What `save` wrote.
         changes
-            Fields of the recipe to check against it. Only two may differ: `data`, if the file has moved,
+            Fields of the recipe to check against it. Only three may differ: `data`, if the file has moved, `device`,
             and `epochs`; with more or fewer epochs a schedule that depends on them goes on along the
             curve of the new number.
 
@@ -145,7 +147,7 @@ class Run:
             stored = state["recipe"]
             recipe = Recipe(**stored | {"augment": tuple(stored["augment"])})
             for name, value in changes.items():
-                if name not in ("data", "epochs") and value != getattr(recipe, name):
+                if name not in ("data", "device", "epochs") and value != getattr(recipe, name):
                     raise ValueError(
                         f"it was made with {name} {getattr(recipe, name)!r}, but {value!r} is given. "
                         "Hint: leave it out, or start anew with another --out"
