@@ -54,7 +54,7 @@ def forward(p: ConvProblem) -> Lattice:
 
 
 def swapped(p: ConvProblem) -> Lattice:
-    """The lattice of the weight gradient of a 1x1 convolution at step 1, with x in the place of dy and dy in that of x."""
+    """The lattice of the weight gradient of a 1x1 convolution at step 1, with x and dy in each other's place."""
     return forward(p)._replace(
         in_channels=p.out_channels, out_channels=p.in_channels, in_strides=p.y_strides, out_strides=p.x_strides,
         w_strides=(0, p.w_strides[1], p.w_strides[0]))
