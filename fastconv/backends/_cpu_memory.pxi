@@ -1,12 +1,17 @@
 # Memory of large arrays, which is kept when they go and handed to the next ones: fresh memory has to be cleared, page by
 # page, by the system, at each step of a training anew.
 
+cdef extern from "Python.h":
+    int PyTraceMalloc_Track(unsigned int domain, uintptr_t ptr, size_t size)
+    int PyTraceMalloc_Untrack(unsigned int domain, uintptr_t ptr)
+
 cdef struct Idle:
     char *data
     size_t size
 
 cdef enum:
     _MOST_IDLE = 512
+    _TRACE_DOMAIN = 0x66617374  # of tracemalloc, for those who want to tell our arrays from others
 
 cdef Idle[_MOST_IDLE] _idle  # oldest first
 cdef int _idle_count = 0
@@ -32,7 +37,7 @@ cdef class Block:
     """Memory of one array, as a buffer; it goes back when the last array that views it is gone.
 
     Never is more kept than was in use at one time: arrays and what lies idle together take no more than arrays alone
-    took at their peak.
+    took at their peak. tracemalloc sees what is in use, not what lies idle.
     """
     cdef char *data
     cdef size_t size
@@ -54,6 +59,7 @@ cdef class Block:
             self.size = size
         _used_size += self.size
         _peak_size = max(_peak_size, _used_size)
+        PyTraceMalloc_Track(_TRACE_DOMAIN, <uintptr_t>self.data, self.size)
         if _poison:
             memset(self.data, 0xFF, self.size)
 
@@ -61,6 +67,7 @@ cdef class Block:
         global _idle_count, _idle_size, _used_size
         if self.data == NULL:
             return
+        PyTraceMalloc_Untrack(_TRACE_DOMAIN, <uintptr_t>self.data)
         _used_size -= self.size
         if _idle_count == _MOST_IDLE:
             free_idle()
