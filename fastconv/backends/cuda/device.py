@@ -151,6 +151,7 @@ class CupyProvider:
             raise RuntimeError(f"fastconv: {HOW_TO_GET_CUPY} (CuPy {cupy.__version__} finds no GPU)")
         self._cupy = cupy
         self._functions: dict[tuple[int, Kernel], Any] = {}
+        self._attributes: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def is_array(self, obj: object) -> bool:
@@ -194,7 +195,10 @@ class CupyProvider:
         return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3 / _CALLS
 
     def _attribute(self, name: str) -> int:
-        return int(self._cupy.cuda.Device().attributes[name])
+        device = self._cupy.cuda.runtime.getDevice()
+        if device not in self._attributes:  # CuPy asks the driver for all of them each time
+            self._attributes[device] = dict(self._cupy.cuda.Device(device).attributes)
+        return int(self._attributes[device][name])
 
     def tensor_map(self, array: Any, layout: TensorMap) -> Any:
         from fastconv.backends.cuda import driver
