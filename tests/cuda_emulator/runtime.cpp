@@ -117,7 +117,8 @@ std::vector<int> order;
 int live, at_barrier;
 alignas(8) char tokens[2][8];
 unsigned phase;
-alignas(8) char launch_token[8];
+// Of a block. One for both would order a thread that starts late behind all that a thread did that is gone.
+alignas(8) char start_token[8], end_token[8];
 int (*entry_point)(void **, const size_t *);
 void **arguments;
 const size_t *argument_sizes;
@@ -218,9 +219,9 @@ void land(const Copy &c) { // word by word: what GCC makes of memcpy is not seen
 void entry() {
   finish_switch(me());
   for (;;) { // a fiber serves every block of the launch
-    acquire(launch_token);
+    acquire(start_token);
     entry_point(arguments, argument_sizes);
-    release(launch_token);
+    release(end_token);
     Unseen unseen;
     if (!me()->product_groups.empty() || !me()->open_products.empty()) fail("a thread ends before its wgmma does");
     me()->groups.clear();
@@ -307,12 +308,12 @@ void run_grid(size_t smem) {
         at_barrier = 0;
         for (Warp &w : warps) w.runnable = ~0u;
         for (Fiber *f : fibers) f->state = RUNNING;
-        release(launch_token);
+        release(start_token);
         {
           Unseen unseen;
           schedule();
         }
-        acquire(launch_token);
+        acquire(end_token);
         free(memory);
       }
   if (!error.empty()) pool.clear(); // fibers that hang in a failed kernel are abandoned
