@@ -52,7 +52,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def compiled(request):
-    """What `look` gives for each test of this session, compiled on all cores."""
+    """What `look` gives for each test that this pytest run collected, compiled on all cores."""
     wanted = [tuple(item.callspec.params[name] for name in ("kernel", "architecture"))
               for item in request.session.items if getattr(item, "originalname", "") == "test_compiles_without_spills"]
     looks = [(source_text(kernel.source), architecture, kernel.defines, kernel.name, instructions(kernel))
