@@ -8,25 +8,30 @@ of the same dtype and in the memory order of the input.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from types import ModuleType
-from typing import Any, Literal, TypeVar, cast, overload
+from collections.abc import Sequence
+from typing import Any, Literal, cast, overload
 
-from fastconv.arrays import Array, as_array, as_indices, check_out, on_device
-from fastconv.backends import reference, select
-from fastconv.backends.cpu_pool import avg_pool_run, lp_pool_run, max_pool_run
+from fastconv.arrays import Array
 from fastconv.backends.select import call_key
-from fastconv.config import settings, token
-from fastconv.functional.conv import remember
+from fastconv.config import token
+from fastconv.functional.pool_calls import (
+    adopt_indices,
+    adopt_input,
+    adopt_out,
+    by_ndim,
+    checked_out,
+    differentiated,
+    forward_run,
+    from_output,
+    pool_backend,
+    pooled,
+    repeats,
+    with_batch,
+)
 from fastconv.problem import (
-    PoolProblem,
     adaptive_pool_grad_problem,
     adaptive_pool_problem,
-    batched,
-    check_ndim,
     indexed_grad_problem,
     pool_grad_problem,
     pool_problem,
@@ -36,147 +41,6 @@ from fastconv.problem import (
 
 Sizes = int | Sequence[int]
 Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _backend(op: str, **arrays: Array) -> ModuleType:
-    """The pools for arrays given by name: on the CPU the compiled ones, unless the reference is forced."""
-    backend = select.backend(op, *arrays.items())
-    return reference if backend is select.cpu and settings().algorithm == "reference" else backend
-
-
-def _by_ndim(function: F) -> tuple[F, F, F]:
-    """Return `function` for 1, 2 and 3 spatial axes, each with its own name, signature and docstring."""
-    return _fixed(function, 1), _fixed(function, 2), _fixed(function, 3)
-
-
-def _fixed(function: F, ndim: int) -> F:
-    def fixed(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, ndim=ndim, **kwargs)
-
-    signature = inspect.signature(function)
-    axes = {1: "L", 2: "H, W", 3: "D, H, W"}[ndim]
-    fixed.__name__ = fixed.__qualname__ = f"{function.__name__}{ndim}d"
-    fixed.__module__ = function.__module__
-    fixed.__doc__ = (f"`{function.__name__}` of an input (N, C, {axes}) or (C, {axes}).\n\n    "
-                     f"{inspect.getdoc(function)}")
-    fixed.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "ndim"}
-    fixed.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[p for p in signature.parameters.values() if p.name != "ndim"])
-    return cast(F, fixed)
-
-
-def _input(array: object, ndim: int | None, op: str, name: str = "input") -> tuple[Array, int, bool, str]:
-    """Adopt and batch an argument; return it, its spatial axes, whether it had no batch, and the op's full name."""
-    x = as_array(array, name, op)
-    ndim = check_ndim(x.ndim - 2 if ndim is None else ndim, op, name)
-    op = f"{op}{ndim}d"
-    x, alone = batched(x, ndim, op, name)
-    return x, ndim, alone, op
-
-
-def _out(out: object, ndim: int, op: str) -> Array | None:
-    return None if out is None else batched(as_array(out, "out", op), ndim, op, "out")[0]
-
-
-def _checked(out: Array | None, shape: tuple[int, ...], problem: PoolProblem, op: str,
-             *inputs: Array) -> Array | None:
-    return None if out is None else check_out(out, shape, problem.dtype, "out", op, inputs)
-
-
-def _same(op: str, name: str, array: object, like: Array, alone: bool, shape: tuple[int, ...],
-          what: str) -> Array:
-    """Adopt a further float argument, which must have this (batched) shape and the dtype of `like`."""
-    other = as_array(array, name, op)
-    other = other[None] if alone else other
-    if other.shape != shape:
-        raise ValueError(f"{op}: {name} has shape {other.shape}, but {shape} is needed, the shape of {what}. "
-                         "Hint: pass what the forward pass took and gave")
-    if other.dtype != like.dtype:
-        raise TypeError(f"{op}: {name} has dtype {other.dtype}, but the other arrays have dtype {like.dtype}. "
-                        f"Hint: {name}.astype(np.{like.dtype})")
-    return other
-
-
-def _positions(op: str, indices: object, alone: bool, shape: tuple[int, ...] | None, plane: int) -> Array:
-    """Adopt indices; check their shape, and that they lie in a plane of `plane` elements.
-
-    The compiled pools check each position where they use it, which saves two passes over them here.
-    """
-    array = as_indices(indices, "indices", op)
-    array = array[None] if alone else array
-    if shape is not None and array.shape != shape:
-        raise ValueError(f"{op}: indices have shape {array.shape}, but {shape} is needed, the shape of the pooled "
-                         "array. Hint: pass the indices that max_pool(..., return_indices=True) returned")
-    if array.size and not on_device(array) and _backend(op, indices=array) is reference:
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= plane:
-            raise ValueError(f"{op}: indices are between {low} and {high}, but positions in a plane of {plane} "
-                             f"elements run from 0 to {plane - 1}. Hint: pass the indices and the input size of the "
-                             "max pool")
-    return array
-
-
-def _whole(input_size: Sequence[int], alone: bool) -> Any:
-    return (1, *input_size) if alone and isinstance(input_size, (tuple, list)) else input_size
-
-
-Run = Callable[[Array, Array | None], tuple[Array, Array | None]]  # (x, out) -> (y, indices or None)
-_RUNS: dict[str, Callable[..., Run]] = {"max_pool": max_pool_run, "avg_pool": avg_pool_run, "lp_pool": lp_pool_run}
-
-
-def _run(op: str, name: str, problem: PoolProblem, x: Array, option: Any = None) -> Run:
-    """What runs a forward pool of arrays like `x`; `option` follows (problem, x) in the backend's function."""
-    backend = _backend(op, input=x)
-    if backend is select.cpu:
-        return _RUNS[name](problem, option)
-    function = getattr(backend, name)
-
-    def run(x: Array, out: Array | None) -> tuple[Array, Array | None]:
-        result = function(problem, x, option, out=out)
-        return result if isinstance(result, tuple) else (result, None)
-    return run
-
-
-class _Repeat:
-    """A pool that was checked before."""
-
-    __slots__ = ("_alone", "_indices", "_run")
-
-    def __init__(self, run: Run, alone: bool, indices: bool) -> None:
-        self._run, self._alone, self._indices = run, alone, indices
-
-    def __call__(self, x: Array, out: Array | None) -> Any:
-        if self._alone:
-            x, out = x[None], out if out is None else out[None]
-        y, positions = self._run(x, out)
-        if self._alone:
-            y, positions = y[0], positions if positions is None else positions[0]
-        return (y, positions) if self._indices else y
-
-
-# What ran before, by call_key, as in conv.py.
-_repeats: dict[Any, Any] = {}
-
-
-def _pooled(key: Any, since: int, problem: PoolProblem, run: Run, x: Array, alone: bool, out: Array | None, op: str,
-            indices: bool = False) -> Any:
-    """Run a pool for the first time; the result is y or (y, indices)."""
-    out = _checked(out, problem.y_shape, problem, op, x)
-    repeat = _Repeat(run, alone, indices)
-    result = repeat(x[0], out if out is None else out[0]) if alone else repeat(x, out)
-    remember(_repeats, key, repeat, since)
-    return result
-
-
-def _differentiated(key: Any, since: int, backend: ModuleType, name: str, problem: PoolProblem,
-                    arrays: tuple[Array, ...], alone: bool, out: Array | None, op: str, **options: Any) -> Array:
-    """Run the gradient of a pool for the first time."""
-    run = partial(getattr(backend, name), problem, **options)
-    dx = run(*arrays, out=_checked(out, problem.x_shape, problem, op, *arrays))
-    if backend is not reference and not alone:  # the reference takes indices that were checked here
-        remember(_repeats, key, run, since)
-    return cast(Array, dx[0] if alone else dx)
 
 
 @overload
@@ -232,14 +96,14 @@ def max_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     """
     options = ("max_pool", kernel_size, stride, padding, dilation, ceil_mode, return_indices, ndim, token())
     key = call_key(options, input, out=out)
-    repeat = _repeats.get(key)
+    repeat = repeats.get(key)
     if repeat is not None:
         return repeat(input, out)
-    x, ndim, alone, op = _input(input, ndim, "max_pool")
-    out = _out(out, ndim, op)
+    x, ndim, alone, op = adopt_input(input, ndim, "max_pool")
+    out = adopt_out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
-    run = _run(op, "max_pool", problem, x, return_indices)
-    return cast(Array, _pooled(key, options[-1], problem, run, x, alone, out, op, return_indices))
+    run = forward_run(op, "max_pool", problem, x, return_indices)
+    return cast(Array, pooled(problem, run, x, alone, out, op, return_indices, key=key, since=options[-1]))
 
 
 def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int], *, ndim: int | None = None,
@@ -269,15 +133,16 @@ def max_pool_grad(grad_output: object, indices: object, input_size: Sequence[int
     """
     options = ("max_pool_grad", input_size, ndim, token())
     key = call_key(options, grad_output, indices, out=out)
-    repeat = _repeats.get(key)
+    repeat = repeats.get(key)
     if repeat is not None:
         return repeat(grad_output, indices, out=out)
-    dy, ndim, alone, op = _input(grad_output, ndim, "max_pool_grad", "grad_output")
-    out = _out(out, ndim, op)
-    problem = indexed_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
-    positions = _positions(op, indices, alone, dy.shape, math.prod(problem.in_size))
-    return _differentiated(key, options[-1], _backend(op, grad_output=dy, indices=positions), "max_pool_grad", problem,
-                           (dy, positions), alone, out, op)
+    dy, ndim, alone, op = adopt_input(grad_output, ndim, "max_pool_grad", "grad_output")
+    out = adopt_out(out, ndim, op)
+    problem = indexed_grad_problem(with_batch(input_size, alone), dy, ndim=ndim, op=op, out=out)
+    positions = adopt_indices(op, indices, alone, dy.shape, math.prod(problem.in_size))
+    backend = pool_backend(op, grad_output=dy, indices=positions)
+    return differentiated(backend, "max_pool_grad", problem, (dy, positions), alone, out, op, key=key,
+                          since=options[-1])
 
 
 def max_pool_input_grad(grad_output: object, input: object, output: object, kernel_size: Sizes,
@@ -307,13 +172,9 @@ def max_pool_input_grad(grad_output: object, input: object, output: object, kern
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
-    x, ndim, alone, op = _input(input, ndim, "max_pool_input_grad")
+    x, ndim, alone, op = adopt_input(input, ndim, "max_pool_input_grad")
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
-    dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
-    y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
-    out = _checked(_out(out, ndim, op), problem.x_shape, problem, op, x, y, dy)
-    dx = _backend(op, input=x, output=y, grad_output=dy).max_pool_input_grad(problem, x, y, dy, out=out)
-    return cast(Array, dx[0] if alone else dx)
+    return from_output("max_pool_input_grad", problem, x, grad_output, output, alone, out, op)
 
 
 def _divisor(value: Any, op: str) -> int | None:
@@ -356,15 +217,15 @@ def avg_pool(input: object, kernel_size: Sizes, stride: Sizes | None = None, pad
     options = ("avg_pool", kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, ndim,
                token())
     key = call_key(options, input, out=out)
-    repeat = _repeats.get(key)
+    repeat = repeats.get(key)
     if repeat is not None:
         return repeat(input, out)
-    x, ndim, alone, op = _input(input, ndim, "avg_pool")
-    out = _out(out, ndim, op)
+    x, ndim, alone, op = adopt_input(input, ndim, "avg_pool")
+    out = adopt_out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, ndim=ndim,
                            op=op, out=out)
-    run = _run(op, "avg_pool", problem, x, _divisor(divisor_override, op))
-    return cast(Array, _pooled(key, options[-1], problem, run, x, alone, out, op))
+    run = forward_run(op, "avg_pool", problem, x, _divisor(divisor_override, op))
+    return cast(Array, pooled(problem, run, x, alone, out, op, key=key, since=options[-1]))
 
 
 def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: Sizes, stride: Sizes | None = None,
@@ -397,15 +258,15 @@ def avg_pool_grad(grad_output: object, input_size: Sequence[int], kernel_size: S
     options = ("avg_pool_grad", input_size, kernel_size, stride, padding, ceil_mode, count_include_pad,
                divisor_override, dilation, ndim, token())
     key = call_key(options, grad_output, out=out)
-    repeat = _repeats.get(key)
+    repeat = repeats.get(key)
     if repeat is not None:
         return repeat(grad_output, out=out)
-    dy, ndim, alone, op = _input(grad_output, ndim, "avg_pool_grad", "grad_output")
-    out = _out(out, ndim, op)
-    problem = pool_grad_problem(_whole(input_size, alone), dy, kernel_size, stride, padding, dilation, ceil_mode,
+    dy, ndim, alone, op = adopt_input(grad_output, ndim, "avg_pool_grad", "grad_output")
+    out = adopt_out(out, ndim, op)
+    problem = pool_grad_problem(with_batch(input_size, alone), dy, kernel_size, stride, padding, dilation, ceil_mode,
                                 count_include_pad, ndim=ndim, op=op, out=out)
-    return _differentiated(key, options[-1], _backend(op, grad_output=dy), "avg_pool_grad", problem, (dy,), alone, out,
-                           op, divisor=_divisor(divisor_override, op))
+    return differentiated(pool_backend(op, grad_output=dy), "avg_pool_grad", problem, (dy,), alone, out, op, key=key,
+                          since=options[-1], divisor=_divisor(divisor_override, op))
 
 
 def _exponent(value: Any, op: str) -> float:
@@ -442,11 +303,11 @@ def lp_pool(input: object, norm_type: float, kernel_size: Sizes, stride: Sizes |
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
-    x, ndim, alone, op = _input(input, ndim, "lp_pool")
+    x, ndim, alone, op = adopt_input(input, ndim, "lp_pool")
     p = _exponent(norm_type, op)
-    out = _out(out, ndim, op)
+    out = adopt_out(out, ndim, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op, out=out)
-    return cast(Array, _pooled(None, 0, problem, _run(op, "lp_pool", problem, x, p), x, alone, out, op))
+    return cast(Array, pooled(problem, forward_run(op, "lp_pool", problem, x, p), x, alone, out, op))
 
 
 def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: float, kernel_size: Sizes,
@@ -475,14 +336,10 @@ def lp_pool_grad(grad_output: object, input: object, output: object, norm_type: 
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
-    x, ndim, alone, op = _input(input, ndim, "lp_pool_grad")
+    x, ndim, alone, op = adopt_input(input, ndim, "lp_pool_grad")
     p = _exponent(norm_type, op)
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
-    dy = _same(op, "grad_output", grad_output, x, alone, problem.y_shape, "the output")
-    y = _same(op, "output", output, x, alone, problem.y_shape, "the output")
-    out = _checked(_out(out, ndim, op), problem.x_shape, problem, op, x, y, dy)
-    dx = _backend(op, input=x, output=y, grad_output=dy).lp_pool_grad(problem, x, y, dy, p, out=out)
-    return cast(Array, dx[0] if alone else dx)
+    return from_output("lp_pool_grad", problem, x, grad_output, output, alone, out, op, p=p)
 
 
 def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | None, *, ndim: int | None = None,
@@ -509,13 +366,14 @@ def adaptive_avg_pool(input: object, output_size: int | Sequence[int | None] | N
     """
     options = ("adaptive_avg_pool", output_size, ndim, token())
     key = call_key(options, input, out=out)
-    repeat = _repeats.get(key)
+    repeat = repeats.get(key)
     if repeat is not None:
         return repeat(input, out)
-    x, ndim, alone, op = _input(input, ndim, "adaptive_avg_pool")
-    out = _out(out, ndim, op)
+    x, ndim, alone, op = adopt_input(input, ndim, "adaptive_avg_pool")
+    out = adopt_out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
-    return cast(Array, _pooled(key, options[-1], problem, _run(op, "avg_pool", problem, x), x, alone, out, op))
+    run = forward_run(op, "avg_pool", problem, x)
+    return cast(Array, pooled(problem, run, x, alone, out, op, key=key, since=options[-1]))
 
 
 def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, ndim: int | None = None,
@@ -541,11 +399,10 @@ def adaptive_avg_pool_grad(grad_output: object, input_size: Sequence[int], *, nd
     TypeError, ValueError
         For arguments of the wrong type, shape or value; the message says which rule was broken.
     """
-    dy, ndim, alone, op = _input(grad_output, ndim, "adaptive_avg_pool_grad", "grad_output")
-    out = _out(out, ndim, op)
-    problem = adaptive_pool_grad_problem(_whole(input_size, alone), dy, ndim=ndim, op=op, out=out)
-    dx = _backend(op, grad_output=dy).avg_pool_grad(problem, dy, out=_checked(out, problem.x_shape, problem, op, dy))
-    return cast(Array, dx[0] if alone else dx)
+    dy, ndim, alone, op = adopt_input(grad_output, ndim, "adaptive_avg_pool_grad", "grad_output")
+    out = adopt_out(out, ndim, op)
+    problem = adaptive_pool_grad_problem(with_batch(input_size, alone), dy, ndim=ndim, op=op, out=out)
+    return differentiated(pool_backend(op, grad_output=dy), "avg_pool_grad", problem, (dy,), alone, out, op)
 
 
 @overload
@@ -584,14 +441,14 @@ def adaptive_max_pool(input: object, output_size: int | Sequence[int | None] | N
     """
     options = ("adaptive_max_pool", output_size, return_indices, ndim, token())
     key = call_key(options, input, out=out)
-    repeat = _repeats.get(key)
+    repeat = repeats.get(key)
     if repeat is not None:
         return repeat(input, out)
-    x, ndim, alone, op = _input(input, ndim, "adaptive_max_pool")
-    out = _out(out, ndim, op)
+    x, ndim, alone, op = adopt_input(input, ndim, "adaptive_max_pool")
+    out = adopt_out(out, ndim, op)
     problem = adaptive_pool_problem(x, output_size, ndim=ndim, op=op, out=out)
-    run = _run(op, "max_pool", problem, x, return_indices)
-    return cast(Array, _pooled(key, options[-1], problem, run, x, alone, out, op, return_indices))
+    run = forward_run(op, "max_pool", problem, x, return_indices)
+    return cast(Array, pooled(problem, run, x, alone, out, op, return_indices, key=key, since=options[-1]))
 
 
 def global_avg_pool(input: object, *, ndim: int | None = None, out: Array | None = None) -> Array:
@@ -657,12 +514,12 @@ def max_unpool(input: object, indices: object, kernel_size: Sizes, stride: Sizes
     Zeiler and Fergus, "Visualizing and understanding convolutional networks", ECCV 2014,
     https://arxiv.org/abs/1311.2901, section 2.1.
     """
-    x, ndim, alone, op = _input(input, ndim, "max_unpool")
-    out = _out(out, ndim, op)
+    x, ndim, alone, op = adopt_input(input, ndim, "max_unpool")
+    out = adopt_out(out, ndim, op)
     problem = unpool_problem(x, kernel_size, stride, padding, output_size, ndim=ndim, op=op, out=out)
-    positions = _positions(op, indices, alone, x.shape, math.prod(problem.in_size))
-    y = _backend(op, input=x, indices=positions).max_unpool(problem, x, positions,
-                              out=_checked(out, problem.x_shape, problem, op, x, positions))
+    positions = adopt_indices(op, indices, alone, x.shape, math.prod(problem.in_size))
+    out = checked_out(out, problem.x_shape, problem, op, x, positions)
+    y = pool_backend(op, input=x, indices=positions).max_unpool(problem, x, positions, out=out)
     return cast(Array, y[0] if alone else y)
 
 
@@ -688,18 +545,18 @@ def max_unpool_grad(grad_output: object, indices: object, *, ndim: int | None = 
     TypeError, ValueError
         For arguments of the wrong type, shape or value; indices outside `grad_output` included.
     """
-    dy, ndim, alone, op = _input(grad_output, ndim, "max_unpool_grad", "grad_output")
-    out = _out(out, ndim, op)
-    positions = _positions(op, indices, alone, None, math.prod(dy.shape[2:]))
+    dy, ndim, alone, op = adopt_input(grad_output, ndim, "max_unpool_grad", "grad_output")
+    out = adopt_out(out, ndim, op)
+    positions = adopt_indices(op, indices, alone, None, math.prod(dy.shape[2:]))
     problem = unpool_grad_problem(dy, positions.shape, ndim=ndim, op=op, out=out)
-    dx = _backend(op, grad_output=dy, indices=positions).max_unpool_grad(problem, dy, positions,
-                                    out=_checked(out, problem.y_shape, problem, op, dy, positions))
+    out = checked_out(out, problem.y_shape, problem, op, dy, positions)
+    dx = pool_backend(op, grad_output=dy, indices=positions).max_unpool_grad(problem, dy, positions, out=out)
     return cast(Array, dx[0] if alone else dx)
 
 
-max_pool1d, max_pool2d, max_pool3d = _by_ndim(max_pool)
-avg_pool1d, avg_pool2d, avg_pool3d = _by_ndim(avg_pool)
-lp_pool1d, lp_pool2d, lp_pool3d = _by_ndim(lp_pool)
-adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = _by_ndim(adaptive_avg_pool)
-adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = _by_ndim(adaptive_max_pool)
-max_unpool1d, max_unpool2d, max_unpool3d = _by_ndim(max_unpool)
+max_pool1d, max_pool2d, max_pool3d = by_ndim(max_pool)
+avg_pool1d, avg_pool2d, avg_pool3d = by_ndim(avg_pool)
+lp_pool1d, lp_pool2d, lp_pool3d = by_ndim(lp_pool)
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = by_ndim(adaptive_avg_pool)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = by_ndim(adaptive_max_pool)
+max_unpool1d, max_unpool2d, max_unpool3d = by_ndim(max_unpool)
