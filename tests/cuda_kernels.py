@@ -6,8 +6,10 @@ import itertools
 
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import tiles
-from fastconv.backends.cuda.conv import DTYPES, MMA_RUN, TAPS
 from fastconv.backends.cuda.device import Kernel
+from fastconv.backends.cuda.launches import DTYPES
+from fastconv.backends.cuda.plan import TAPS
+from fastconv.backends.cuda.tensor_cores import MMA_RUN
 
 KINDS = (-1, 0, 1, 2)
 

@@ -22,7 +22,8 @@ from test_matrix_pool import POOLS, POWERS
 
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import pool, tiles
-from fastconv.backends.cuda.conv import DTYPES, MMA_RUN
+from fastconv.backends.cuda.launches import DTYPES
+from fastconv.backends.cuda.tensor_cores import MMA_RUN
 
 # Channels and pixels lie closer together by turns: in the operand that is read first, and in the other one.
 ALL_LAYOUTS, SAME_LAYOUTS = LAYOUTS[:4], LAYOUTS[:2]

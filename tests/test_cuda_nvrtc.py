@@ -7,8 +7,8 @@ import pytest
 from cuda_kernels import every, name_of
 from nvrtc import compile_source, look_at_all
 
-from fastconv.backends.cuda.conv import DTYPES
 from fastconv.backends.cuda.device import source_text
+from fastconv.backends.cuda.launches import DTYPES
 
 # The whole product of kernels and GPUs, as CI does; else each kernel for one of them, drawn.
 EVERYTHING = any(os.environ.get(name, "") not in ("", "0", "false") for name in ("CI", "FASTCONV_LONG"))

@@ -15,7 +15,7 @@ from test_matrix_pool import LAYOUTS, OPS, POOLS, POWERS, WIDE, cached_operands,
 from fastconv import functional
 from fastconv.arrays import SHORT_FLOATS, empty, memory_order
 from fastconv.backends import cuda, reference
-from fastconv.backends.cuda.conv import DTYPES
+from fastconv.backends.cuda.launches import DTYPES
 
 LONG = os.environ.get("FASTCONV_LONG", "") not in ("", "0")
 EXACT = ("max_pool", "max_unpool", "max_unpool_grad")

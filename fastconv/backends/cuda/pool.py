@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.arrays import empty
-from fastconv.backends.cuda.conv import DTYPES
 from fastconv.backends.cuda.device import Kernel, cached, provider
+from fastconv.backends.cuda.launches import DTYPES
 from fastconv.backends.cuda.tiles import ceil_div
 from fastconv.problem import PoolProblem
 from fastconv.problem.common import five

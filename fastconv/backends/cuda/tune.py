@@ -21,8 +21,10 @@ import numpy as np
 from fastconv import tune
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import tiles
-from fastconv.backends.cuda.conv import Run, conv_weight_grad, mma_refuses, plan_for
+from fastconv.backends.cuda.conv import Run, conv_weight_grad
 from fastconv.backends.cuda.device import bfloat16, provider
+from fastconv.backends.cuda.plan import plan_for
+from fastconv.backends.cuda.tensor_cores import mma_refuses
 from fastconv.problem import ConvProblem
 
 Array = Any  # of the provider

@@ -1,0 +1,180 @@
+"""Launches for tensor cores, by mma.sync and by wgmma, and the layouts that they read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import SHORT_FLOATS
+from fastconv.backends import lattice
+from fastconv.backends.cuda import tiles
+from fastconv.backends.cuda.device import Kernel, TensorMap
+from fastconv.backends.cuda.launches import DTYPES, Copy, Launch, Pack, digits, parts_of, pixels_fast, structure
+from fastconv.backends.cuda.tiles import ceil_div
+from fastconv.backends.lattice import Lattice
+from fastconv.problem import ConvProblem
+from fastconv.problem.common import Strides
+
+# The structure of channels_last.cu.
+SOURCE = np.dtype([
+    ("strides", np.int64, 5), ("size", np.int32, 3), ("batch", np.int32), ("groups", np.int32), ("channels", np.int32),
+    ("padded", np.int32)], align=True)
+COPY_TILE = 64, 32  # pixels and channels
+
+# Elements of 16 bytes, which copies to tensor cores move at once; the largest tile, and how many stages are in flight.
+MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
+MMA_TILE = 128, 128
+MMA_STAGES = 4
+MMA_CAPABILITY = 8, 0
+# The same of wgmma: pixels of a tile, and elements of 128 bytes. What maps of images hold, by spatial axes: corners of
+# the box from -n to n - 1, and offsets of taps; and the widest stride.
+WGMMA_CAPABILITY = 9, 0
+WGMMA_TILE = 128, 64
+MAP_LIMITS = {2: (128, 255), 3: (16, 31)}
+MAP_STEPS = 8
+
+
+def mma_refuses(problem: ConvProblem, capability: tuple[int, int]) -> str | None:
+    """Why tensor cores cannot run this, or None."""
+    if problem.dtype not in MMA_RUN:
+        return f"tensor cores have no {problem.dtype}"
+    if capability < MMA_CAPABILITY:
+        return (f"the GPU has compute capability {'.'.join(map(str, capability))}, and {MMA_CAPABILITY[0]}.0 or more "
+                "is needed")
+    return None
+
+
+def wgmma_refuses(problem: ConvProblem, op: str, capability: tuple[int, int]) -> str | None:
+    """The same of those of sm_90a, which the tensor memory accelerator feeds."""
+    if op == "conv_weight_grad":
+        return "it has no weight gradient"
+    if problem.dtype not in SHORT_FLOATS:
+        return f"it takes 16 bits, not {problem.dtype}"
+    if capability != WGMMA_CAPABILITY:
+        return f"the GPU has compute capability {'.'.join(map(str, capability))}, and 9.0 is needed"
+    if problem.groups > 1:
+        return f"it takes one group, not {problem.groups}"
+    for part in parts_of(problem, op)[0]:
+        axes, s = _image_axes(part), structure(part)
+        corner, offset = MAP_LIMITS[axes]
+        lower, upper = _box(s, axes)
+        if not all(-corner <= n < corner for n in (*lower, *upper)):
+            return f"its map holds padding from {-corner} to {corner - 1}, and this needs {lower} and {upper}"
+        reach = int(((s["taps"] - 1) * s["tap_step"]).max())
+        if reach > offset or s["step"].max() > MAP_STEPS:
+            return f"its map holds taps up to {offset} apart and strides up to {MAP_STEPS}"
+    return None
+
+
+def _image_axes(part: Lattice) -> int:
+    """Spatial axes of the map of the image that `part` reads."""
+    return 2 if part.in_size[0] == part.out_size[0] == 1 and all(tap[0] == 0 for tap in part.tap_at) else 3
+
+
+def _box(s: Any, axes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the first tap goes along each axis, fastest first: from which position, and up to which behind the end."""
+    spans = ((s["out_size"] - 1) * s["step"] + 1 - s["in_size"] + s["tap_at"]).tolist()
+    return tuple(s["tap_at"].tolist()[:-axes - 1:-1]), tuple(spans[:-axes - 1:-1])
+
+
+def image_layout(problem: ConvProblem, size: tuple[int, ...], strides: Strides, channels: int,
+                 aligned: bool) -> tuple[Strides, int, Copy | None]:
+    """Strides and channels of a group with which tensor cores read an image, and the copy for it where one is needed.
+
+    They read channels side by side, in whole runs of 16 bytes.
+    """
+    run = MMA_RUN[problem.dtype]
+    steps = [stride for stride, n in zip((strides[0], *strides[2:]), (problem.batch, *size), strict=True) if n > 1]
+    # Not backwards either: the tensor memory accelerator cannot, and others hardly ever are asked to.
+    if aligned and strides[1] == 1 and channels % run == 0 and not any(step < run or step % run for step in steps):
+        return strides, channels, None
+    padded = ceil_div(channels, run) * run
+    pixel, pixels = problem.groups * padded, math.prod(size)
+    source = np.zeros((), SOURCE)
+    source["strides"], source["size"], source["batch"] = strides, size, problem.batch
+    source["groups"], source["channels"], source["padded"] = problem.groups, channels, padded
+    kernel = Kernel("channels_last.cu", "channels_last", (
+        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("CHANNELS_FAST", int(abs(strides[1]) < abs(strides[4])))))
+    across, deep = COPY_TILE
+    copy = Copy(kernel, (ceil_div(problem.batch * pixels, across), ceil_div(pixel, deep)), source,
+                across * 8 + deep * (across + 2) * (16 // run), problem.batch * pixels * pixel)
+    return (pixels * pixel, 1, size[1] * size[2] * pixel, size[2] * pixel, pixel), padded, copy
+
+
+def _pack(part: Lattice, s: Any, dtype: str, padded: int) -> Pack:
+    """Weights as [group, k][tap][c], c padded with zeros."""
+    return Pack(Kernel("pack_weights.cu", "pack_weights", (("FC_DTYPE", DTYPES[dtype][0]),)), (s, np.int32(padded)),
+                part.groups * part.out_channels * len(part.tap_at) * padded, _weights_layout(s, padded))
+
+
+def _weights_layout(s: Any, padded: int) -> Any:
+    """What packed weights depend on."""
+    return padded, *(s[name].tobytes() for name in ("w_strides", "w_offset", "taps", "in_channels", "out_channels"))
+
+
+def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int) -> Launch:
+    """`part` reads groups of `padded` channels."""
+    code, _ = DTYPES[dtype]
+    bm, bn = MMA_TILE[0], min(MMA_TILE[1], 64 if part.out_channels <= 64 else 128)
+    run = MMA_RUN[dtype]
+    step = 4 * run
+    s, taps = structure(part), len(part.tap_at)
+    pack = _pack(part, s, dtype, padded)
+    read = s.copy()
+    read["in_channels"] = padded
+    kernel = Kernel("conv_mma.cu", "conv_mma", (
+        ("FC_DTYPE", code), ("BM", bm), ("BN", bn),
+        ("OUT_PIXELS_FAST", int(pixels_fast(part.out_strides, part.out_channels * part.groups)))))
+    rows = part.batch * math.prod(part.out_size)
+    grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
+    _, height, width = s["taps"].tolist()
+    args = read, digits(4, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
+    return Launch(kernel, grid, (256,), args, MMA_STAGES * (bm + bn) * (step + run) * (16 // run), pack)
+
+
+def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int) -> Launch:
+    """`part` reads `channels`."""
+    code, _ = DTYPES[dtype]
+    axes, s, taps = _image_axes(part), structure(part), len(part.tap_at)
+    bm, depth = WGMMA_TILE
+    bn = 128 if part.out_channels <= 128 else 256
+    blocks = ceil_div(channels, depth)
+    pack = _pack(part, s, dtype, blocks * depth)
+    lower, upper = _box(s, axes)
+    # An axis of one element has any stride, and the map wants a multiple of 16 bytes.
+    sizes = (*part.in_size[:-axes - 1:-1], part.batch)
+    strides = (*part.in_strides[:-axes - 1:-1], part.in_strides[0])
+    in_bytes = tuple(2 * stride if n > 1 else 16 for n, stride in zip(sizes, strides, strict=True))
+    image = TensorMap((channels, *sizes), in_bytes, (depth,), bm, lower, upper,
+                      (1, *s["step"].tolist()[:-axes - 1:-1], 1))
+    width = taps * blocks * depth
+    weights = TensorMap((width, part.out_channels), (2 * width,), (depth, bn))
+    kernel = Kernel("conv_wgmma.cu", "conv_wgmma", (
+        ("FC_DTYPE", code), ("BN", bn), ("AXES", axes),
+        ("OUT_PIXELS_FAST", int(pixels_fast(part.out_strides, part.out_channels)))), "sm_90a")
+    grid = ceil_div(part.batch * math.prod(part.out_size), bm), ceil_div(part.out_channels, bn)
+    smem = 1024 + MMA_STAGES * ((bm + bn) * depth * 2 + 2 * 8)
+    return Launch(kernel, grid, (384,), (s, np.int32(blocks), np.int32(relu)), smem, pack, (image, weights))
+
+
+def weight_grad_mma(problem: ConvProblem, in_channels: int, out_channels: int,
+                    multiprocessors: int) -> tuple[Launch, int]:
+    """Groups of `in_channels` and `out_channels` are read, which may be more than there are."""
+    part = lattice.forward(problem)
+    run = MMA_RUN[problem.dtype]
+    step = 4 * run
+    width = in_channels * problem.taps
+    bm, bn = (64 if n <= 64 else 128 for n in (out_channels, width))
+    blocks = ceil_div(out_channels, bm) * ceil_div(width, bn) * part.groups
+    splits, chunk = tiles.split(part.batch * math.prod(part.out_size), step, blocks, part.groups, multiprocessors)
+    s = structure(part)
+    s["in_channels"], s["out_channels"] = in_channels, out_channels
+    _, height, breadth = part.out_size
+    kernel = Kernel("weight_grad_mma.cu", "weight_grad_mma", (
+        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("BM", bm), ("BN", bn)))
+    grid = ceil_div(width, bn), ceil_div(out_channels, bm), part.groups * splits
+    args = (s, digits(step, breadth, height, part.out_size[0]), np.int32(splits), np.int64(chunk),
+            np.int32(part.in_channels), np.int32(part.out_channels))
+    return Launch(kernel, grid, (256,), args, MMA_STAGES * step * (bm + bn + 16) * (16 // run) + 2 * step * 32), splits
