@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cases import CONVS, Guarded, allocate, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
-from test_matrix_conv import LAYOUTS, PASSES, expected, operands, reference_of
+from test_matrix_conv import LAYOUTS, PASSES, expected, operands, reference_of, run
 from tolerance import assert_close
 
 from fastconv import functional
@@ -23,16 +23,6 @@ from fastconv.backends.cuda import tiles
 LONG = os.environ.get("FASTCONV_LONG", "") not in ("", "0")
 DTYPES = ("float32", "float64")
 ALGORITHMS = {dtype: ["auto", "direct", *(f"simt {t.name}" for t in tiles.SIMT[dtype])] for dtype in DTYPES}
-
-
-def run(op, case, x, w, b, dy, algorithm, out):
-    """Run one pass by the public functions."""
-    options = {"algorithm": algorithm, "out": out}
-    if op == "conv":
-        return functional.conv(x, w, b, *case.arguments, **options)
-    if op == "conv_input_grad":
-        return functional.conv_input_grad(case.x, w, dy, *case.arguments, **options)
-    return functional.conv_weight_grad(x, case.w, dy, *case.arguments, **options)
 
 
 def check(op, case, dtype, layouts, schedule, algorithm, given=None):

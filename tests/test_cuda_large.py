@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from cases import conv
 from cuda_emulator import DeviceArray, device, emulated, host
-from test_cuda_conv import run
 from test_cuda_mma import exact
-from test_matrix_conv import PASSES, reference_of
+from test_matrix_conv import PASSES, reference_of, run
 from tolerance import assert_close
 
 from fastconv import functional

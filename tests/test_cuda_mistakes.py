@@ -4,9 +4,8 @@ import pytest
 from cases import conv, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, EmulatorProvider, device, emulated, host
 from cuda_emulator.provider import extra_flags
-from test_cuda_conv import run
 from test_cuda_mma import channels_last, exact
-from test_matrix_conv import reference_of
+from test_matrix_conv import reference_of, run
 from tolerance import assert_close
 
 from fastconv.backends.cuda import device as backend
@@ -15,82 +14,59 @@ pytestmark = pytest.mark.skipif(any("sanitize" in flag for flag in extra_flags()
 
 CASE = conv((2, 16, 21, 17), (24, 16, 3, 3), padding=1, dilation=(1, 2))
 RAGGED = conv((2, 13, 11, 17), (21, 13, 3, 3), padding=1)  # read through copies
-# name: pass, dtype, source, what is there, what is put in its place; the source says which algorithm runs
+# By source, which says which algorithm runs, pass and dtype; what is there, and what is put in its place.
 MISTAKES = {
-    "weight gradient, no wait": (
-        "conv_weight_grad", "float16", "weight_grad_mma.cu", "fc::cp_wait<STAGES - 2>();", ""),
-    "weight gradient, waits for one stage too few": (
-        "conv_weight_grad", "float16", "weight_grad_mma.cu", "fc::cp_wait<STAGES - 2>();",
-        "fc::cp_wait<STAGES - 1>();"),
-    "weight gradient, no barrier in the loop": (
-        "conv_weight_grad", "float16", "weight_grad_mma.cu", "fc::cp_wait<STAGES - 2>();\n    __syncthreads();",
-        "fc::cp_wait<STAGES - 2>();"),
-    "weight gradient, no barrier before the first copies": (
-        "conv_weight_grad", "float16", "weight_grad_mma.cu", "next_pixels(0);\n  __syncthreads();", "next_pixels(0);"),
-    "weight gradient, a stage is written too early": (
-        "conv_weight_grad", "float32", "weight_grad_mma.cu", "if (k + STAGES - 1 < steps) load(k + STAGES - 1);",
-        "if (k + STAGES < steps) load(k + STAGES);"),
-    "weight gradient, lanes of fragment a": (
-        "conv_weight_grad", "float16", "weight_grad_mma.cu", "lane / 16 * 8 + lane % 8) * LDA",
-        "lane / 8 % 2 * 8 + lane % 8) * LDA"),
-    "weight gradient, lanes of fragment b": (
-        "conv_weight_grad", "float16", "weight_grad_mma.cu", "j * 8 + lane / 16 * 8", "j * 8 + lane / 8 % 2 * 8"),
-    "weight gradient, TF32 lanes": (
-        "conv_weight_grad", "float32", "weight_grad_mma.cu", "fb[j][1] = fc::float_to_tf32(q[4 * LDB])",
-        "fb[j][1] = fc::float_to_tf32(q[2 * LDB])"),
-    "forward, no wait": ("conv", "float16", "conv_mma.cu", "fc::cp_wait<STAGES - 2>();", ""),
-    "forward, no barrier": (
-        "conv", "float16", "conv_mma.cu", "fc::cp_wait<STAGES - 2>();\n    __syncthreads();",
-        "fc::cp_wait<STAGES - 2>();"),
-    "forward, results written before others have read": (
-        "conv", "float16", "conv_mma.cu", "[BN][LDO]\n  __syncthreads();", "[BN][LDO]"),
-    "forward, results read before they are written": (
-        "conv", "float16", "conv_mma.cu", "sums[i][j][e];\n  __syncthreads();", "sums[i][j][e];"),
-    "forward, depth of the padding": ("conv", "float16", "conv_mma.cu", "const bool deep = run < depth;",
-                                      "const bool deep = true;"),
-    "wgmma, no wait for a stage": (
-        "conv", "float16", "conv_wgmma.cu", "fc::mbarrier_wait(&full[stage], k / STAGES & 1);", ""),
-    "wgmma, the wrong phase": (
-        "conv", "float16", "conv_wgmma.cu", "fc::mbarrier_wait(&full[stage], k / STAGES & 1);",
-        "fc::mbarrier_wait(&full[stage], k & 1);"),
-    "wgmma, copies do not wait": (
-        "conv", "float16", "conv_wgmma.cu", "fc::mbarrier_wait(&empty[stage], (k / STAGES & 1) ^ 1);", ""),
-    "wgmma, a stage is given back too early": (
-        "conv", "float16", "conv_wgmma.cu", "if (k > 0 && lane == 0) fc::mbarrier_arrive(&empty[(k - 1) % STAGES]);",
-        "if (lane == 0) fc::mbarrier_arrive(&empty[k % STAGES]);"),
-    "wgmma, a stage is given back before the wait": (
-        "conv", "float16", "conv_wgmma.cu", "fc::wgmma_wait<1>();", "fc::wgmma_wait<2>();"),
-    "wgmma, no wait at the end": ("conv", "float16", "conv_wgmma.cu", "fc::wgmma_wait<0>();", ""),
-    "wgmma, no fence": ("conv", "float16", "conv_wgmma.cu", "fc::wgmma_fence();", ""),
-    "wgmma, no barrier after initialisation": (
-        "conv", "float16", "conv_wgmma.cu", "fc::mbarrier_fence();\n  }\n  __syncthreads();",
-        "fc::mbarrier_fence();\n  }"),
-    "wgmma, too few bytes": (
-        "conv", "float16", "conv_wgmma.cu", "(BM + BN) * BK * 2)", "BM * BK * 2)"),
-    "wgmma, swizzle of 64 bytes": (
-        "conv", "float16", "conv_wgmma.cu", "swizzle_128 << 62", "(swizzle_128 + 1) << 62"),
-    "wgmma, rows of eight": ("conv", "float16", "conv_wgmma.cu", "8 * 128 >> 4", "4 * 128 >> 4"),
-    "wgmma, tiles anywhere": (
-        "conv", "float16", "conv_wgmma.cu", "memory + (1024 - fc::shared_address(memory) % 1024) % 1024", "memory"),
-    "wgmma, depth of an operand": (
-        "conv", "float16", "conv_wgmma.cu", "a + c * (16 * 2 >> 4)", "a + c * (32 * 2 >> 4)"),
-    "wgmma, rows of the second warpgroup": (
-        "conv", "float16", "conv_wgmma.cu", "(stage * BM + consumer * 64) * BK", "(stage * BM) * BK"),
-    "wgmma, lanes of the result": (
-        "conv", "float16", "conv_wgmma.cu", "i / 4 * 8 + lane % 4 * 2 + i % 2;", "i / 4 * 8 + lane % 4 + i % 2;"),
-    "wgmma, taps without dilation": (
-        "conv", "float16", "conv_wgmma.cu", "t.v[1] * l.tap_step[2],\n                    t",
-        "t.v[1],\n                    t"),
-    "copy, no barrier before reading": (
-        "conv", "float16", "channels_last.cu", "s.size[0]));\n  __syncthreads();", "s.size[0]));"),
-    "copy, no barrier before writing": (
-        "conv", "float16", "channels_last.cu", ": element(0);\n  }\n  __syncthreads();", ": element(0);\n  }"),
-    "copy, no zeros behind channels": (
-        "conv", "float16", "channels_last.cu", " && channel < s.channels;", ";"),
-    "packing, no zeros behind channels": (
-        "conv", "float16", "pack_weights.cu", "t.v[0] < l.in_channels ? w[from] : to_element(real(0))", "w[from]"),
-    "forward, lanes of fragment b": (
-        "conv", "float16", "conv_mma.cu", "lane / 8 % 2 * 8);\n        fb", "lane / 16 * 8);\n        fb"),
+    ("weight_grad_mma.cu", "conv_weight_grad", "float16"): {
+        "no wait": ("fc::cp_wait<STAGES - 2>();", ""),
+        "waits for one stage too few": ("fc::cp_wait<STAGES - 2>();", "fc::cp_wait<STAGES - 1>();"),
+        "no barrier in the loop": ("fc::cp_wait<STAGES - 2>();\n    __syncthreads();", "fc::cp_wait<STAGES - 2>();"),
+        "no barrier before the first copies": ("next_pixels(0);\n  __syncthreads();", "next_pixels(0);"),
+        "lanes of fragment a": ("lane / 16 * 8 + lane % 8) * LDA", "lane / 8 % 2 * 8 + lane % 8) * LDA"),
+        "lanes of fragment b": ("j * 8 + lane / 16 * 8", "j * 8 + lane / 8 % 2 * 8"),
+    },
+    ("weight_grad_mma.cu", "conv_weight_grad", "float32"): {
+        "a stage is written too early": (
+            "if (k + STAGES - 1 < steps) load(k + STAGES - 1);", "if (k + STAGES < steps) load(k + STAGES);"),
+        "TF32 lanes": ("fb[j][1] = fc::float_to_tf32(q[4 * LDB])", "fb[j][1] = fc::float_to_tf32(q[2 * LDB])"),
+    },
+    ("conv_mma.cu", "conv", "float16"): {
+        "no wait": ("fc::cp_wait<STAGES - 2>();", ""),
+        "no barrier": ("fc::cp_wait<STAGES - 2>();\n    __syncthreads();", "fc::cp_wait<STAGES - 2>();"),
+        "results written before others have read": ("[BN][LDO]\n  __syncthreads();", "[BN][LDO]"),
+        "results read before they are written": ("sums[i][j][e];\n  __syncthreads();", "sums[i][j][e];"),
+        "depth of the padding": ("const bool deep = run < depth;", "const bool deep = true;"),
+        "lanes of fragment b": ("lane / 8 % 2 * 8);\n        fb", "lane / 16 * 8);\n        fb"),
+    },
+    ("conv_wgmma.cu", "conv", "float16"): {
+        "no wait for a stage": ("fc::mbarrier_wait(&full[stage], k / STAGES & 1);", ""),
+        "the wrong phase": (
+            "fc::mbarrier_wait(&full[stage], k / STAGES & 1);", "fc::mbarrier_wait(&full[stage], k & 1);"),
+        "copies do not wait": ("fc::mbarrier_wait(&empty[stage], (k / STAGES & 1) ^ 1);", ""),
+        "a stage is given back too early": (
+            "if (k > 0 && lane == 0) fc::mbarrier_arrive(&empty[(k - 1) % STAGES]);",
+            "if (lane == 0) fc::mbarrier_arrive(&empty[k % STAGES]);"),
+        "a stage is given back before the wait": ("fc::wgmma_wait<1>();", "fc::wgmma_wait<2>();"),
+        "no wait at the end": ("fc::wgmma_wait<0>();", ""),
+        "no fence": ("fc::wgmma_fence();", ""),
+        "no barrier after initialisation": (
+            "fc::mbarrier_fence();\n  }\n  __syncthreads();", "fc::mbarrier_fence();\n  }"),
+        "too few bytes": ("(BM + BN) * BK * 2)", "BM * BK * 2)"),
+        "swizzle of 64 bytes": ("swizzle_128 << 62", "(swizzle_128 + 1) << 62"),
+        "rows of eight": ("8 * 128 >> 4", "4 * 128 >> 4"),
+        "tiles anywhere": ("memory + (1024 - fc::shared_address(memory) % 1024) % 1024", "memory"),
+        "depth of an operand": ("a + c * (16 * 2 >> 4)", "a + c * (32 * 2 >> 4)"),
+        "rows of the second warpgroup": ("(stage * BM + consumer * 64) * BK", "(stage * BM) * BK"),
+        "lanes of the result": ("i / 4 * 8 + lane % 4 * 2 + i % 2;", "i / 4 * 8 + lane % 4 + i % 2;"),
+        "taps without dilation": ("t.v[1] * l.tap_step[2],\n                    t", "t.v[1],\n                    t"),
+    },
+    ("channels_last.cu", "conv", "float16"): {
+        "no barrier before reading": ("s.size[0]));\n  __syncthreads();", "s.size[0]));"),
+        "no barrier before writing": (": element(0);\n  }\n  __syncthreads();", ": element(0);\n  }"),
+        "no zeros behind channels": (" && channel < s.channels;", ";"),
+    },
+    ("pack_weights.cu", "conv", "float16"): {
+        "no zeros behind channels": ("t.v[0] < l.in_channels ? w[from] : to_element(real(0))", "w[from]"),
+    },
 }
 
 
@@ -112,9 +88,10 @@ def seen_in(op, dtype, algorithm):
     return seen
 
 
-def plant(name, monkeypatch):
-    """Put a mistake into the sources; returns pass and dtype."""
-    op, dtype, source, there, instead = MISTAKES[name]
+def plant(group, name, monkeypatch):
+    """Put a mistake into the sources; returns pass, dtype and algorithm."""
+    source, op, dtype = group
+    there, instead = MISTAKES[group][name]
     original = backend.source_text
 
     def changed(file):
@@ -129,9 +106,10 @@ def plant(name, monkeypatch):
     return op, dtype, "wgmma" if source == "conv_wgmma.cu" else "mma"
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_seen(name, monkeypatch):
-    assert seen_in(*plant(name, monkeypatch))
+@pytest.mark.parametrize(("group", "name"), [
+    pytest.param(group, name, id=f"{'-'.join(group)}-{name}") for group, rows in MISTAKES.items() for name in rows])
+def test_a_mistake_is_seen(group, name, monkeypatch):
+    assert seen_in(*plant(group, name, monkeypatch))
 
 
 @pytest.mark.parametrize(("op", "dtype", "algorithm"), [

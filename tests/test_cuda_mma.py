@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from cases import CONVS, conv, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
-from test_cuda_conv import LONG, check, run
+from test_cuda_conv import LONG, check
 from test_cuda_pool import POOLS, dtype_named
-from test_matrix_conv import LAYOUTS, PASSES, reference_of
+from test_matrix_conv import LAYOUTS, PASSES, reference_of, run
 from tolerance import assert_close
 
 from fastconv import functional, nn

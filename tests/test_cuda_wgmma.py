@@ -9,9 +9,9 @@ import pytest
 from cases import CONVS, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
 from nvrtc import compile_source
-from test_cuda_conv import LONG, check, run
+from test_cuda_conv import LONG, check
 from test_cuda_mma import CASES, channels_last, dtype_named, exact
-from test_matrix_conv import LAYOUTS, PASSES, reference_of
+from test_matrix_conv import LAYOUTS, PASSES, reference_of, run
 from tolerance import assert_close
 
 from fastconv import functional

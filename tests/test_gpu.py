@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from cases import CONVS, LAYOUTS, laid_out
 from test_cuda_conv import ALGORITHMS
-from test_cuda_conv import run as run_conv
 from test_cuda_mma import CASES as MMA_CASES
 from test_cuda_mma import DTYPES as MMA_DTYPES
 from test_cuda_mma import dtype_named, exact
 from test_cuda_wgmma import served
 from test_matrix_conv import PASSES, expected, operands, reference_of
+from test_matrix_conv import run as run_conv
 from test_matrix_pool import OPS, POOLS, WIDE, cached_operands, compare, conditions, extra
 from test_matrix_pool import expected as expected_pool
 from tolerance import assert_close
