@@ -104,10 +104,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
         fb[j][0] = r[0], fb[j][1] = r[1], fb[j + 1][0] = r[2], fb[j + 1][1] = r[3];
       }
 #endif
-#pragma unroll
-      for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < NI; j++) mma(sums[i][j], fa[i], fb[j]);
+      multiply(sums, fa, fb);
     }
   }
 #if OUT_PIXELS_FAST
@@ -123,15 +120,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
         results[(warp_n * (BN / 4) + j * 8 + lane % 4 * 2 + e % 2) * LDO + warp_m * (BM / 2) + i * 16 + lane / 4 + e / 2 * 8] =
             sums[i][j][e];
   __syncthreads();
-  const int64 m = m0 + tid % BM;
-  if (m >= pixels) return;
-  const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
-  const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
-#pragma unroll 4
-  for (int n = tid / BM; n < BN && n0 + n < l.out_channels; n += NT / BM) {
-    const int64 channel = (int64)group * l.out_channels + n0 + n;
-    out[to + channel * l.out_strides[1]] = finished(l, results[n * LDO + tid % BM], bias, add, from, channel, relu);
-  }
+  write_pixels<NT, BM, BN, LDO>(l, results, pixels, m0, n0, group, bias, add, out, relu);
 #else
 #pragma unroll
   for (int i = 0; i < MI; i++)

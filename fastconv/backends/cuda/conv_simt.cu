@@ -5,10 +5,8 @@
 // a tile lies closer together in memory: PIXELS_FAST for `in`, OUT_FAST for w.
 #include "prim.cuh"
 #include "lattice.cuh"
+#include "simt.cuh"
 
-#define NT ((BM / TM) * (BN / TN)) // threads
-#define LDA (BM + FC_PACK)
-#define LDB (BN + FC_PACK)
 #define NA (BM * BK / NT) // values that a thread loads of each tile
 #define NB ((BN * BK + NT - 1) / NT)
 
@@ -83,7 +81,6 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     }
   };
 
-  // A thread's rows and columns of the tile come in packs, which are spread so that a warp's accesses do not collide.
   const int tx = tid % (BN / TN), ty = tid / (BN / TN);
   real sums[TM][TN];
 #pragma unroll
@@ -103,33 +100,20 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
       load(buffer ^ 1);
       next_columns(buffer);
     }
-#pragma unroll
-    for (int k = 0; k < BK; k++) {
-      Pack a[TM / FC_PACK], b[TN / FC_PACK];
-#pragma unroll
-      for (int i = 0; i < TM / FC_PACK; i++)
-        a[i] = *reinterpret_cast<const Pack *>(&as[(buffer * BK + k) * LDA + (i * (BM / TM) + ty) * FC_PACK]);
-#pragma unroll
-      for (int j = 0; j < TN / FC_PACK; j++)
-        b[j] = *reinterpret_cast<const Pack *>(&bs[(buffer * BK + k) * LDB + (j * (BN / TN) + tx) * FC_PACK]);
-#pragma unroll
-      for (int i = 0; i < TM; i++)
-#pragma unroll
-        for (int j = 0; j < TN; j++) sums[i][j] += a[i / FC_PACK].v[i % FC_PACK] * b[j / FC_PACK].v[j % FC_PACK];
-    }
+    multiply(sums, as + buffer * BK * LDA, bs + buffer * BK * LDB, tx, ty);
     if (more) store(buffer ^ 1);
     __syncthreads();
   }
 
 #pragma unroll
   for (int i = 0; i < TM; i++) {
-    const int64 m = m0 + (i / FC_PACK * (BM / TM) + ty) * FC_PACK + i % FC_PACK;
+    const int64 m = m0 + spread(i, ty, BM / TM);
     if (m >= pixels) continue;
     const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
     const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
 #pragma unroll
     for (int j = 0; j < TN; j++) {
-      const int n = n0 + (j / FC_PACK * (BN / TN) + tx) * FC_PACK + j % FC_PACK;
+      const int n = n0 + spread(j, tx, BN / TN);
       if (n >= l.out_channels) continue;
       const int64 channel = (int64)group * l.out_channels + n;
       out[to + channel * l.out_strides[1]] = finished(l, sums[i][j], bias, add, from, channel, relu);

@@ -106,13 +106,7 @@ extern "C" __global__ void __launch_bounds__(NT, 1)
       results[(i / 4 * 8 + lane % 4 * 2 + i % 2) * LDO + consumer * 64 + row + i / 2 % 2 * 8] = sums[i];
   }
   __syncthreads();
-  const int64 m = m0 + tid % BM;
-  if (m >= pixels) return;
-  const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
-  const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
-#pragma unroll 4
-  for (int n = tid / BM; n < BN && n0 + n < l.out_channels; n += NT / BM)
-    out[to + (n0 + n) * l.out_strides[1]] = finished(l, results[n * LDO + tid % BM], bias, add, from, n0 + n, relu);
+  write_pixels<NT, BM, BN, LDO>(l, results, pixels, m0, n0, 0, bias, add, out, relu);
 #else
   if (consumer < 0) return;
 #pragma unroll

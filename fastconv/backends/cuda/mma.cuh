@@ -10,3 +10,12 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
   fc::mma_bfloat16(d, a, b);
 #endif
 }
+// All products of a warp's fragments.
+template <int ROWS, int COLUMNS>
+__device__ __forceinline__ void multiply(float (&sums)[ROWS][COLUMNS][4], const unsigned (&a)[ROWS][4],
+                                         const unsigned (&b)[COLUMNS][2]) {
+#pragma unroll
+  for (int i = 0; i < ROWS; i++)
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) mma(sums[i][j], a[i], b[j]);
+}

@@ -173,12 +173,6 @@ __device__ __forceinline__ element to_element(real v) {
 #endif
 }
 
-// As many values as one access of 16 bytes moves.
-#define FC_PACK ((int)(16 / sizeof(real)))
-struct __attribute__((aligned(16))) Pack {
-  real v[16 / sizeof(real)];
-};
-
 typedef long long int64;
 // A position that lies outside of every array, and still does after a tap is added.
 #define FC_OUTSIDE (1 << 29)

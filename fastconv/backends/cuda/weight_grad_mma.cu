@@ -125,10 +125,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
         fb[j][0] = r[0], fb[j][1] = r[1], fb[j + 1][0] = r[2], fb[j + 1][1] = r[3];
       }
 #endif
-#pragma unroll
-      for (int i = 0; i < MI; i++)
-#pragma unroll
-        for (int j = 0; j < NI; j++) mma(sums[i][j], fa[i], fb[j]);
+      multiply(sums, fa, fb);
     }
   }
   float *to = sums_out + ((int64)split * l.groups + group) * out_kept * taps * in_kept;

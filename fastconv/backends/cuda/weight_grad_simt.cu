@@ -8,10 +8,8 @@
 // closer together in memory than channels: DY_PIXELS_FAST, IN_PIXELS_FAST.
 #include "prim.cuh"
 #include "lattice.cuh"
+#include "simt.cuh"
 
-#define NT ((BM / TM) * (BN / TN))
-#define LDA (BM + FC_PACK)
-#define LDB (BN + FC_PACK)
 #define NA (BM * BK / NT)
 #define NB (BN * BK / NT)
 
@@ -106,20 +104,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
       load(buffer ^ 1);
       next_steps(buffer);
     }
-#pragma unroll
-    for (int k = 0; k < BK; k++) {
-      Pack a[TM / FC_PACK], b[TN / FC_PACK];
-#pragma unroll
-      for (int i = 0; i < TM / FC_PACK; i++)
-        a[i] = *reinterpret_cast<const Pack *>(&as[(buffer * BK + k) * LDA + (i * (BM / TM) + ty) * FC_PACK]);
-#pragma unroll
-      for (int j = 0; j < TN / FC_PACK; j++)
-        b[j] = *reinterpret_cast<const Pack *>(&bs[(buffer * BK + k) * LDB + (j * (BN / TN) + tx) * FC_PACK]);
-#pragma unroll
-      for (int i = 0; i < TM; i++)
-#pragma unroll
-        for (int j = 0; j < TN; j++) sums[i][j] += a[i / FC_PACK].v[i % FC_PACK] * b[j / FC_PACK].v[j % FC_PACK];
-    }
+    multiply(sums, as + buffer * BK * LDA, bs + buffer * BK * LDB, tx, ty);
     if (more) store(buffer ^ 1);
     __syncthreads();
   }
@@ -128,8 +113,8 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
   for (int i = 0; i < TM; i++)
 #pragma unroll
     for (int j = 0; j < TN; j++) {
-      const int m = m0 + (i / FC_PACK * (BM / TM) + ty) * FC_PACK + i % FC_PACK;
-      const int64 n = n0 + (j / FC_PACK * (BN / TN) + tx) * FC_PACK + j % FC_PACK;
+      const int m = m0 + spread(i, ty, BM / TM);
+      const int64 n = n0 + spread(j, tx, BN / TN);
       if (m < l.out_channels && n < width) to[m * width + n] = sums[i][j];
     }
 }
