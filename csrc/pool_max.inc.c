@@ -2,6 +2,17 @@
 /* Lanes in which v, which comes later, takes the place of best. */
 FC_INLINE mask wins(vec v, vec best) { return (mask)(v > best) | (mask)(v != v); }
 
+/* Keeps the larger values and, if that is asked for, `here` where v is one. */
+FC_INLINE void take_larger(const int indices, vec v, mask here, vec *best, mask *at) {
+    if (!indices) {
+        *best = vmax(v, *best);
+        return;
+    }
+    const mask m = wins(v, *best);
+    *best = vblend(*best, v, m);
+    *at = choose(*at, here, m);
+}
+
 /* Columns [w, w + lanes) of `vectors` vectors: the maximum of the window rows, and where it lies, relative to the
  * first of them, if that is asked for. */
 FC_INLINE void max_columns(const fc_pool_row *r, const int indices, int64_t w, int vectors, int64_t step,
@@ -16,16 +27,8 @@ FC_INLINE void max_columns(const fc_pool_row *r, const int indices, int64_t w, i
         for (int64_t h = 0; h < r->rows[1]; h++) {
             const real *row = r->wide + d * r->wide_row[0] + h * r->wide_row[1] + w * step;
             const mask here = (mask){0} + (lane)(d * r->index_row[0] + h * r->index_row[1]);
-            FC_UNROLL for (int v = 0; v < vectors; v++) {
-                const vec x = load_lanes(row + v * VL * step, step, lanes);
-                if (!indices) {
-                    best[v] = vmax(x, best[v]);
-                    continue;
-                }
-                const mask m = wins(x, best[v]);
-                best[v] = vblend(best[v], x, m);
-                at[v] = choose(at[v], here, m);
-            }
+            FC_UNROLL for (int v = 0; v < vectors; v++)
+                take_larger(indices, load_lanes(row + v * VL * step, step, lanes), here, &best[v], &at[v]);
         }
     lane *rows = r->buffer_rows;
     FC_UNROLL for (int v = 0; v < vectors; v++) {
@@ -52,12 +55,7 @@ static int64_t max_span(const real *p, int64_t n) {
     vec best = vload(p);
     at = lane_at;
     int64_t i = VL;
-    for (; i + VL <= n; i += VL) {
-        const vec x = vload(p + i);
-        const mask m = wins(x, best);
-        best = vblend(best, x, m);
-        at = choose(at, lane_at + (lane)i, m);
-    }
+    for (; i + VL <= n; i += VL) take_larger(1, vload(p + i), lane_at + (lane)i, &best, &at);
     int64_t found = at[0];
     for (int l = 1; l < VL; l++)
         if (wins_across_1(best[l], at[l], p[found], (lane)found)) found = at[l];
@@ -171,16 +169,8 @@ FC_INLINE void max_channels(const fc_pool_row *r, const int indices, int64_t o, 
             for (int64_t t = 0; t < count; t++) {
                 const real *tap = row + t * step * r->wide_step;
                 const mask here = (mask){0} + (lane)(row_at + t * step);
-                FC_UNROLL for (int v = 0; v < vectors; v++) {
-                    const vec x = load_lanes(tap + v * VL, 1, lanes);
-                    if (!indices) {
-                        best[v] = vmax(x, best[v]);
-                        continue;
-                    }
-                    const mask m = wins(x, best[v]);
-                    best[v] = vblend(best[v], x, m);
-                    at[v] = choose(at[v], here, m);
-                }
+                FC_UNROLL for (int v = 0; v < vectors; v++)
+                    take_larger(indices, load_lanes(tap + v * VL, 1, lanes), here, &best[v], &at[v]);
             }
         }
     real *to = r->narrow + o * r->narrow_step + c;

@@ -8,18 +8,6 @@
 #include "kernels.h"
 #include "simd.h"
 
-/* The first `lanes` lanes from p, 0 <= lanes <= VL, zeros in the others; reads nothing else. */
-FC_INLINE vec FC_NAME(load_few)(const real *p, int64_t lanes) {
-    if (lanes == VL) return vload(p);
-    real v[VL] = {0};
-    int64_t done = 0;
-    FC_UNROLL for (int piece = VL / 2; piece > 0; piece /= 2) if (lanes & piece) {
-        memcpy(v + done, p + done, piece * sizeof(real));
-        done += piece;
-    }
-    return vload(v);
-}
-
 static void wgrad_copy(const real *from, int64_t step, int64_t lanes, int64_t count, real *to, int64_t pitch,
                        int64_t width) {
     const int64_t whole = lanes / VL * VL;
@@ -27,7 +15,7 @@ static void wgrad_copy(const real *from, int64_t step, int64_t lanes, int64_t co
         int64_t j = 0;
         for (; j < whole; j += VL) vstore(to + j, vload(from + j));
         if (j < width) {
-            vstore(to + j, FC_NAME(load_few)(from + j, lanes - j));
+            vstore(to + j, load_few(from + j, lanes - j));
             for (j += VL; j < width; j += VL) vstore(to + j, (vec){0});
         }
     }
@@ -41,7 +29,7 @@ static void wgrad_store(const real *from, int64_t ld, int64_t width, int64_t lan
             const int64_t n = lesser(VL, width - x);
             const real *at = from + x * ld + k;
             vec r[VL];
-            FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(at + i * ld) : (vec){0};
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(at + i * ld) : (vec){0};
             FC_NAME(transpose_square)(r);
             real *out = to + k * lane_stride + x * x_stride;
             FC_UNROLL for (int i = 0; i < VL; i++) if (i < rows) store_few(out + i * lane_stride, x_stride, n, r[i]);
@@ -204,7 +192,7 @@ FC_INLINE void FC_NAME(wino_grad_output_body)(const int nz, const int ny, const 
                         const real *p = in + z * sz + y * sy + x * sx;
                         d[(z * ny + y) * nx + x] = !valid                   ? (vec){0}
                                                    : c + VL <= g->channels ? vload(p)
-                                                                           : FC_NAME(load_few)(p, g->channels - c);
+                                                                           : load_few(p, g->channels - c);
                     }
         for (int z = 0; z < mz; z++) {
             FC_UNROLL for (int y = 0; y < my; y++) FC_NAME(grad_g)(nx, mx, d + (z * ny + y) * nx, 1);
