@@ -107,13 +107,13 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
 
 #pragma unroll
   for (int i = 0; i < TM; i++) {
-    const int64 m = m0 + spread(i, ty, BM / TM);
+    const int64 m = m0 + in_tile(i, ty, BM / TM);
     if (m >= pixels) continue;
     const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
     const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
 #pragma unroll
     for (int j = 0; j < TN; j++) {
-      const int n = n0 + spread(j, tx, BN / TN);
+      const int n = n0 + in_tile(j, tx, BN / TN);
       if (n >= l.out_channels) continue;
       const int64 channel = (int64)group * l.out_channels + n;
       out[to + channel * l.out_strides[1]] = finished(l, sums[i][j], bias, add, from, channel, relu);

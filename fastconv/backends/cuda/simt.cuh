@@ -12,7 +12,7 @@ struct __attribute__((aligned(16))) Pack {
 
 // A thread's rows and columns of the tile come in packs, which are spread so that a warp's accesses do not collide: value
 // `i` of `thread` of `threads`.
-__device__ __forceinline__ int spread(int i, int thread, int threads) {
+__device__ __forceinline__ int in_tile(int i, int thread, int threads) {
   return (i / FC_PACK * threads + thread) * FC_PACK + i % FC_PACK;
 }
 __device__ __forceinline__ void multiply(real (&sums)[TM][TN], const real *as, const real *bs, int tx, int ty) {
@@ -21,10 +21,10 @@ __device__ __forceinline__ void multiply(real (&sums)[TM][TN], const real *as, c
     Pack a[TM / FC_PACK], b[TN / FC_PACK];
 #pragma unroll
     for (int i = 0; i < TM / FC_PACK; i++)
-      a[i] = *reinterpret_cast<const Pack *>(&as[k * LDA + spread(i * FC_PACK, ty, BM / TM)]);
+      a[i] = *reinterpret_cast<const Pack *>(&as[k * LDA + in_tile(i * FC_PACK, ty, BM / TM)]);
 #pragma unroll
     for (int j = 0; j < TN / FC_PACK; j++)
-      b[j] = *reinterpret_cast<const Pack *>(&bs[k * LDB + spread(j * FC_PACK, tx, BN / TN)]);
+      b[j] = *reinterpret_cast<const Pack *>(&bs[k * LDB + in_tile(j * FC_PACK, tx, BN / TN)]);
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll

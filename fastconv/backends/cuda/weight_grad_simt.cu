@@ -113,8 +113,8 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
   for (int i = 0; i < TM; i++)
 #pragma unroll
     for (int j = 0; j < TN; j++) {
-      const int m = m0 + spread(i, ty, BM / TM);
-      const int64 n = n0 + spread(j, tx, BN / TN);
+      const int m = m0 + in_tile(i, ty, BM / TM);
+      const int64 n = n0 + in_tile(j, tx, BN / TN);
       if (m < l.out_channels && n < width) to[m * width + n] = sums[i][j];
     }
 }
