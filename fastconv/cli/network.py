@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.cli.arguments import UserError, add_options, integer
+from fastconv.arrays import Array, to_channels_last, to_device
+from fastconv.cli.arguments import UserError, add_device, add_options, integer
 from fastconv.nn.layer import Layer
 
-__all__ = ["Network", "Zeros", "add_network", "create_network"]
+__all__ = ["Network", "Zeros", "add_batch", "add_network", "create_network", "random_batch"]
 
 
 class Network:
@@ -43,6 +44,25 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--num-classes", type=integer(1), metavar="N", help="outputs (1000 for networks made for ImageNet, else 10)")
     add("--variant", metavar="NAME", help="such as paper or torchvision, where a network has several forms")
     add_options(parser)
+
+
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a batch of images, and where it is computed."""
+    add = parser.add_argument
+    add("--batch", type=integer(1), default=1, metavar="N", help="number of images (%(default)s)")
+    add("--channels-last", action="store_true", help="give the images in channels-last order")
+    add_device(parser)
+
+
+def random_batch(args: argparse.Namespace, network: Network) -> Array:
+    """Make random images for `network`, and move both to the GPU if `add_batch`'s options ask for it."""
+    x = np.random.default_rng(0).standard_normal((args.batch, *network.input_shape), np.float32)
+    if args.channels_last:
+        x = to_channels_last(x)
+    if args.device == "cuda":
+        network.model.to("cuda")
+        x = to_device(x)
+    return x
 
 
 def create_network(args: argparse.Namespace, rng: np.random.Generator | int | None = 0) -> Network:

@@ -6,8 +6,8 @@ import argparse
 
 import numpy as np
 
-from fastconv.cli.arguments import UserError, add_device, add_threads, integer, set_threads
-from fastconv.cli.network import add_network, create_network
+from fastconv.cli.arguments import UserError, add_threads, set_threads
+from fastconv.cli.network import add_batch, add_network, create_network, random_batch
 from fastconv.config import thread_reason
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -22,11 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "fastconv.config(tune=True) and FASTCONV_TUNE=1 read."
     )
     add_network(parser)
-    add = parser.add_argument
-    add("--batch", type=integer(1), default=1, metavar="N", help="number of images (%(default)s)")
-    add("--train", action="store_true", help="forward and backward passes of training; otherwise inference")
-    add("--channels-last", action="store_true", help="give the images in channels-last order")
-    add_device(parser)
+    add_batch(parser)
+    parser.add_argument("--train", action="store_true",
+                        help="forward and backward passes of training; otherwise inference")
     add_threads(parser)
 
 
@@ -34,21 +32,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the network once and print what was chosen."""
     import fastconv
     from fastconv import tune
-    from fastconv.arrays import to_device
 
     set_threads(args)
     network = create_network(args)
-    x = np.random.default_rng(0).standard_normal((args.batch, *network.input_shape), np.float32)
-    if args.channels_last:
-        x = fastconv.to_channels_last(x)
     size = "x".join(map(str, network.input_shape))
     print(f"{network.title}, batch of {args.batch} of {size}, {'training' if args.train else 'inference'}; "
           f"threads {thread_reason()}\n", flush=True)
     with fastconv.config(tune=True):
         try:
-            if args.device == "cuda":
-                network.model.to("cuda")
-                x = to_device(x)
+            x = random_batch(args, network)
             if args.train:
                 y, backward = network.model.forward(x)
                 backward(tuple(map(np.zeros_like, y)) if isinstance(y, tuple) else np.zeros_like(y))
