@@ -48,7 +48,7 @@ def extra_flags() -> tuple[str, ...]:
 
 
 def cache() -> Path:
-    """Where compiled kernels are kept from session to session, under names that hold everything they depend on."""
+    """Where compiled kernels are kept for further runs, under names that hold everything they depend on."""
     given = os.environ.get("FASTCONV_EMULATOR_CACHE")
     folder = Path(given) if given else Path(tempfile.gettempdir()) / f"fastconv-cuda-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
