@@ -481,7 +481,7 @@ def _linear(op: str, name: str, input: Any, weight: Any, bias: Any) -> Array:
     if repeat is not None:
         return repeat(input, weight, bias)
     x, w = as_array(input, name, op), as_array(weight, "weight", op)
-    check_linear(op, name, x, "weight", w, op == "linear")
+    check_linear(op, name, x, "weight", w, 1 if op == "linear" else 0)
     w = w if op == "linear" else w.T
     if key is None or not on_device(x) or not x.size or not x.flags.c_contiguous:
         y = _conv(op, 1, as_pixels(x), w[:, :, None], bias, 1, 0, 1, 1, "zeros", "auto", None)
