@@ -10,6 +10,7 @@ import numpy as np
 from fastconv.arrays import Order, empty, rehearsal
 from fastconv.nn.layer import Layer
 from fastconv.nn.training_path import skip_input_gradients, use_channels_last
+from fastconv.problem.common import integer
 from fastconv.tables import human
 from fastconv.watch import shared_copy
 
@@ -79,13 +80,16 @@ def step_memory(model: Layer, input_shape: tuple[Any, ...], batch: int = 8, *, o
 
     Raises
     ------
-    ValueError
-        Where a layer does not fit its input, or for a batch that is not positive.
+    ValueError, TypeError
+        Where a layer does not fit its input, for a batch that is not positive, or an unknown order.
     RuntimeError
         If another thread is predicting.
     """
-    if batch < 1:
-        raise ValueError(f"step_memory: batch is {batch}, but at least 1 is needed. Hint: batch=8")
+    batch = integer("step_memory", "batch", batch, 1)
+    state_arrays = integer("step_memory", "state_arrays", state_arrays, 0)
+    if order not in ("contiguous", "channels_last"):
+        raise ValueError(f"step_memory: order is {order!r}, but 'contiguous' or 'channels_last' is needed. "
+                         "Hint: leave it out for images as they come")
     shapes = tuple(input_shape) if isinstance(input_shape[0], tuple) else (tuple(input_shape),)
     net = shared_copy(model)
     skip_input_gradients(net)

@@ -108,6 +108,16 @@ def test_a_rehearsal_computes_nothing_and_leaves_no_trace():
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch": 0}, "step_memory: batch is 0, but at least 1 is needed"),
+    ({"batch": 1.5}, "step_memory: batch is 1.5, but an integer is needed"),
+    ({"state_arrays": -1}, "step_memory: state_arrays is -1, but at least 0 is needed"),
+    ({"order": "nhwc"}, "step_memory: order is 'nhwc', but 'contiguous' or 'channels_last' is needed")])
+def test_what_cannot_be_predicted_is_named(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        step_memory(nn.Linear(3, 2), (3,), **options)
+
+
 def test_a_rehearsal_takes_memory_only():
     x, w, y = np.ones((1, 3, 9, 9), np.float32), np.ones((4, 3, 3, 3), np.float32), np.full((1, 4, 7, 7), np.nan)
     out = y.astype(np.float32)

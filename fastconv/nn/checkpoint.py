@@ -44,7 +44,10 @@ class Checkpoint(Layer):
         self.layer = layer
 
     def forward(self, x: Any) -> tuple[Any, Backward]:
-        """Run the layer and forget what its backward pass needs; see `Layer.forward`."""
+        """Run the layer and forget what its backward pass needs; see `Layer.forward`.
+
+        `backward` raises RuntimeError if a parameter was written since.
+        """
         layer = self.layer
         states = [generator.bit_generator.state for generator in _generators(layer)]
         versions = [(name, parameter, parameter.version) for name, parameter in layer.named_parameters()]
