@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,13 +168,19 @@ def winograd_phases(p: ConvProblem, op: str, shape: Shape) -> tuple[tuple[Phase,
     axes = []
     for n, m, kernel, stride, dilation, taps in zip(
             p.in_size, p.out_size, p.kernel, p.stride, p.dilation, shape.kernel, strict=True):
-        residues = [_ceil_div(kernel - i, stride) for i in range(min(stride, kernel))]
-        cut = [tuple(min(taps, k - i) for i in range(0, k, taps)) for k in residues]
+        cut = _cut(kernel, stride, taps)
         if op == "conv_input_grad":
             axes.append(tuple(Phase(_ceil_div(_ceil_div(n, stride), dilation), parts) for parts in cut))
         else:
             axes.append((Phase(_ceil_div(m, dilation), tuple(itertools.chain(*cut))),))
     return tuple(axes)
+
+
+@lru_cache(4096)
+def _cut(kernel: int, stride: int, taps: int) -> tuple[tuple[int, ...], ...]:
+    """Of each residue of the stride: its taps, in parts of at most `taps`."""
+    residues = (_ceil_div(kernel - i, stride) for i in range(min(stride, kernel)))
+    return tuple(tuple(min(taps, k - i) for i in range(0, k, taps)) for k in residues)
 
 
 def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed: bool) -> float:

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from fastconv import costs
@@ -53,6 +54,17 @@ class Request:
     batch: int
     threads: int
     variant: str = ""
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[costs.Shape, float]]:
+        """By name, Winograd's shapes that serve, and the cycles that each is predicted to take."""
+        return {s.name: (s, costs.winograd(self.problem, self.op, self.isa, s, self.batch, self.packed))
+                for s in _shapes_for(self.problem, self.op) if self.variant in ("", s.name)}
+
+    @cached_property
+    def shape(self) -> tuple[costs.Shape, float]:
+        """The best of them."""
+        return min(self.shapes.values(), key=lambda shape: shape[1])
 
 
 Verdict = str | None  # None: the row serves; else the reason why not
@@ -161,7 +173,7 @@ def _winograd_refuses(r: Request) -> Verdict:
         return f"it needs stride 1 or dilation 1, and they are {_seen(p, p.stride)} and {_seen(p, p.dilation)}"
     if math.prod(p.dilation) > MAX_SUBGRIDS:
         return f"dilation {_seen(p, p.dilation)} makes {math.prod(p.dilation)} sub-grids, more than {MAX_SUBGRIDS}"
-    if not _shapes_for(p, r.op):
+    if not r.shapes:
         if r.op == "conv_weight_grad":
             kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
             return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
@@ -173,8 +185,7 @@ def _winograd_refuses(r: Request) -> Verdict:
 
 
 def _winograd_declines(r: Request) -> Verdict:
-    shape = _best_shape(r)
-    own = _winograd_cycles(r)
+    shape, own = r.shape
     other = _direct_cycles(r)
     if _channelwise_refuses(r) is None and _channelwise_declines(r) is None:
         other = min(other, costs.channelwise(r.problem, r.op, r.isa, r.batch))
@@ -204,21 +215,16 @@ def _is_small(p: ConvProblem, op: str, shape: costs.Shape) -> bool:
 
 
 def _winograd_variants(r: Request) -> tuple[str, ...]:
-    return tuple(shape.name for shape in _shapes_for(r.problem, r.op))
+    return tuple(r.shapes)
 
 
 def _winograd_cycles(r: Request) -> float:
-    return costs.winograd(r.problem, r.op, r.isa, _best_shape(r), r.batch, r.packed)
-
-
-def _best_shape(r: Request) -> costs.Shape:
-    shapes = [shape for shape in _shapes_for(r.problem, r.op) if r.variant in ("", shape.name)]
-    return min(shapes, key=lambda s: costs.winograd(r.problem, r.op, r.isa, s, r.batch, r.packed))
+    return r.shape[1]
 
 
 def _winograd(r: Request) -> tuple[Any, bool]:
     p = r.problem
-    shape = costs.winograd_shapes().index(_best_shape(r))
+    shape = costs.winograd_shapes().index(r.shape[0])
     if r.op == "conv_weight_grad":
         return _weight_grad(r, "winograd", shape)
     lattices, covered = _lattices(r)
@@ -437,7 +443,7 @@ def make_plan(request: Request, row: Row, variant: str = "", *, refused: tuple[t
               measured: tuple[tuple[str, float], ...] = ()) -> Plan:
     """The plan of one row for what is asked."""
     if not variant and row.name == "winograd":
-        variant = _best_shape(request).name
+        variant = request.shape[0].name
     request = replace(request, variant=variant)
     engine, covers = row.engine(request)
     return Plan(request.problem, request.op, row.name, request.isa if engine else "numpy", refused, engine, request,
@@ -452,7 +458,7 @@ def candidates(request: Request) -> list[tuple[Row, str]]:
 def predicted_choice(request: Request) -> str:
     """The label of what runs without tuning."""
     row = next(row for row in ROWS if not row.refuses(request) and not row.declines(request))
-    return label(row.name, _best_shape(request).name if row.name == "winograd" else "")
+    return label(row.name, request.shape[0].name if row.name == "winograd" else "")
 
 
 def _tuned(request: Request) -> Plan:
