@@ -9,19 +9,23 @@
 
 /* Budgets: transformed input and products of a task, which stay in L2, and what they may take at least so that a
  * product has rows to reuse weights for; where that is too little, tiles of a task, and bytes of them in L3; terms of one
- * partial sum. */
+ * partial sum; channels whose weights a task transforms beforehand; bytes of weights that are copied before that. */
 enum {
     BLOCK_BYTES = 416 * 1024,
     MOST_BYTES = 640 * 1024,
     FAR_BYTES = 6 << 20,
+    NEAR_BYTES = 512 * 1024,
     FEW_ROWS = 12,
     MANY_TILES = 56,
-    CHUNK = 256
+    CHUNK = 256,
+    PIECE = 64,
+    COPIED_WEIGHTS = 56 * 1024
 };
 
-/* For the balance of tasks, in cycles of a core: for each point and channel vector of a transform; bytes of weights that
- * arrive in one. */
-enum { TRANSFORM_CYCLES = 6, WEIGHT_BYTES = 8 };
+/* For the balance of tasks, in cycles of a core: for each point and channel vector of a transform; for each point and
+ * vector of weights, transformed into the workspace of a task, or into memory from which they return; bytes of weights
+ * that arrive in one. */
+enum { TRANSFORM_CYCLES = 6, FUSED_CYCLES = 12, APART_CYCLES = 16, APART_FAR_CYCLES = 36, WEIGHT_BYTES = 8 };
 
 static const struct {
     int points[3], outputs[3], taps;
@@ -83,17 +87,27 @@ static int at_infinity(const fc_wino *p, int q) {
     return axes;
 }
 
-/* Predicted cycles of all tasks, if there are `blocks` of tiles and `panel_blocks` of panels. */
-static int64_t predicted(const fc_wino *p, int64_t tiles, int points, int64_t blocks, int64_t panel_blocks) {
+/* Predicted cycles of all tasks, if there are `blocks` of tiles and `panel_blocks` of panels, whose weights the tasks
+ * transform (`fused`) or find transformed. */
+static int64_t predicted(const fc_wino *p, int64_t tiles, int points, int64_t blocks, int64_t panel_blocks, int fused) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t block = ceil_div(tiles, blocks), panels = ceil_div(p->panels, panel_blocks);
     const int64_t product = p->depth * block * (k->nr / k->vl);
     const int64_t weights = p->depth * k->nr * (int64_t)sizeof(real) / WEIGHT_BYTES;
     const int64_t transforms = p->terms * ceil_div(l->in_channels, k->vl) + panels * (k->nr / k->vl);
-    const int64_t task = points *
-                         (block * transforms * TRANSFORM_CYCLES + panels * (max64(product, weights) + weights / 4));
-    return ceil_div(l->groups * blocks * panel_blocks, max64(p->min_tasks, 1)) * task;
+    int64_t task = points *
+                   (block * transforms * TRANSFORM_CYCLES + panels * (max64(product, weights) + weights / 4));
+    const int64_t threads = max64(p->min_tasks, 1), vectors = points * p->depth * (k->nr / k->vl);
+    if (fused) task += panels * vectors * FUSED_CYCLES;
+    int64_t before = 0;
+    if (p->raw && !fused) {
+        const int far = l->groups * p->panels * vectors * k->vl * (int64_t)sizeof(real) > NEAR_BYTES;
+        const int64_t pieces = ceil_div(l->in_channels, PIECE);
+        before = ceil_div(l->groups * p->panels * pieces, threads) * vectors / max64(pieces, 1) *
+                 (far ? APART_FAR_CYCLES : APART_CYCLES);
+    }
+    return ceil_div(l->groups * blocks * panel_blocks, threads) * task + before;
 }
 
 /* Cuts the work into blocks of tiles and of panels: tiles as the caches want it, then whatever keeps all threads busy. */
@@ -108,14 +122,17 @@ static void cut(fc_wino *p, int64_t tiles, int points) {
         most = few * tile_bytes <= MOST_BYTES ? few : min64(MANY_TILES / k->mr * k->mr, far);
     }
     p->panels = ceil_div(l->out_channels, k->nr);
-    p->blocks = max64(ceil_div(tiles, most), 1), p->panel_blocks = 1;
+    p->blocks = p->panel_blocks = 1, p->fused = 0;
     int64_t best = INT64_MAX;
-    const int64_t least = p->blocks;
-    for (int64_t blocks = least; blocks < least + max64(p->min_tasks, 1) && blocks <= max64(tiles, 1); blocks++)
-        for (int64_t panel_blocks = 1; panel_blocks <= min64(max64(p->panels, 1), p->min_tasks); panel_blocks++) {
-            const int64_t cycles = predicted(p, tiles, points, blocks, panel_blocks);
-            if (cycles < best) best = cycles, p->blocks = blocks, p->panel_blocks = panel_blocks;
-        }
+    for (int fused = 0; fused <= p->raw; fused++) { /* weights that are transformed for a block want a large one */
+        const int64_t least = max64(ceil_div(tiles, fused ? max64(FAR_BYTES / tile_bytes, most) : most), 1);
+        for (int64_t blocks = least; blocks < least + max64(p->min_tasks, 1) && blocks <= max64(tiles, 1); blocks++)
+            for (int64_t panel_blocks = 1; panel_blocks <= min64(max64(p->panels, 1), p->min_tasks); panel_blocks++) {
+                const int64_t cycles = predicted(p, tiles, points, blocks, panel_blocks, fused);
+                if (cycles < best)
+                    best = cycles, p->blocks = blocks, p->panel_blocks = panel_blocks, p->fused = fused;
+            }
+    }
     p->block_tiles = max64(ceil_div(tiles, p->blocks), 1);
     p->blocks = ceil_div(tiles, p->block_tiles);
     p->panels_per_task = max64(ceil_div(p->panels, p->panel_blocks), 1);
@@ -164,14 +181,16 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
     p->ldv = p->terms * p->term_width;
     if (p->ldv * (int64_t)sizeof(real) % 2048 == 0) p->ldv += 64 / (int64_t)sizeof(real);
     cut(p, tiles, points);
+    p->ldq_u = p->terms * l->in_channels * k->nr + 64 / (int64_t)sizeof(real);
+    p->panel = points * p->ldq_u;
     p->ldq_v = p->block_tiles * p->ldv + 64 / (int64_t)sizeof(real);
     p->ldq_m = p->block_tiles * k->nr + 64 / (int64_t)sizeof(real);
 
     p->tasks = l->groups * p->blocks * p->panel_blocks;
-    p->pack_tasks = l->groups * p->panels;
 
     const int64_t real_bytes = (int64_t)sizeof(real);
-    p->packed_bytes = l->groups * p->panels * points * p->terms * l->in_channels * k->nr * real_bytes;
+    p->pack_tasks = p->fused ? 0 : l->groups * p->panels * ceil_div(l->in_channels, PIECE);
+    p->packed_bytes = p->fused ? 0 : l->groups * p->panels * p->panel * real_bytes;
     p->stage = 0;
     if (l->in_stride[1] != 1)
         p->stage = shapes[p->shape].points[0] * shapes[p->shape].points[1] * k->vl *
@@ -181,39 +200,75 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
         p->stage = max64(p->stage, shapes[p->shape].outputs[0] * shapes[p->shape].outputs[1] * width * k->vl);
     }
     p->workspace_bytes = align64(points * p->ldq_v * real_bytes) + align64(points * p->ldq_m * real_bytes) +
-                         align64(p->stage * real_bytes) + align64(k->vl * real_bytes);
+                         align64(p->stage * real_bytes) + align64(k->vl * real_bytes) +
+                         (p->fused ? align64(p->panel * real_bytes) : 0);
 }
 
-void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_t task) {
+/* Offsets in w of the taps of a term, row-major; FC_NO_TAP where it is shorter. */
+static void taps_of(const fc_wino *p, const part *term, int64_t *tap_w) {
+    const fc_lattice *l = &p->l;
+    const int64_t r[3] = {most_taps(p, 0), most_taps(p, 1), most_taps(p, 2)};
+    for (int64_t t = 0; t < r[0] * r[1] * r[2]; t++) tap_w[t] = FC_NO_TAP;
+    for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
+        int64_t index = 0, inside = 1;
+        for (int a = 0; a < 3; a++) {
+            const int64_t beyond = l->tap_at[3 * t + a] - p->first[a] - term->first[a];
+            inside = inside && beyond >= 0 && beyond % l->step[a] == 0 && beyond / l->step[a] < term->taps[a];
+            index = index * r[a] + beyond / l->step[a];
+        }
+        if (inside) tap_w[index] = l->tap_w[t];
+    }
+}
+
+/* Transforms the weights of a term whose lanes do not lie side by side, or are fewer than a panel has, by way of copies of
+ * some channels [tap][channel][lane]. */
+static void transform_copied(const fc_wino *p, const real *w, const real *end, int64_t lanes, int64_t channels,
+                             int64_t *tap_w, real *u) {
+    const fc_kernels *k = p->l.kernels;
+    real copy[COPIED_WEIGHTS / sizeof(real)];
+    fc_lattice some = p->l;
+    int64_t at[FC_WINO_TAPS * FC_WINO_TAPS * FC_WINO_TAPS];
+    const int64_t all = most_taps(p, 0) * most_taps(p, 1) * most_taps(p, 2);
+    some.tap_w = at, some.taps = 0;
+    for (int64_t t = 0; t < all; t++)
+        if (tap_w[t] != FC_NO_TAP) at[some.taps++] = tap_w[t];
+    const int64_t most = COPIED_WEIGHTS / (int64_t)sizeof(real) / (max64(some.taps, 1) * k->nr);
+    fc_wino_weights g = {.w = copy, .tap_w = tap_w, .channel_stride = k->nr, .ldq = p->ldq_u};
+    for (int64_t c = 0; c < channels; c += most) {
+        g.channels = some.in_channels = min64(most, channels - c);
+        pack_panel(&some, w + c * p->l.w_stride[2], lanes, k->nr, end, copy, NULL);
+        for (int64_t t = 0, copied = 0; t < all; t++)
+            if (tap_w[t] != FC_NO_TAP) tap_w[t] = copied++ * g.channels * k->nr;
+        g.u = u + c * k->nr;
+        k->wino_weights(p->shape, &g);
+    }
+}
+
+/* Transforms channels [c0, c1) of panel `index` of all groups' to [point][term][channel][nr]. */
+static void transform_weights(const fc_wino *p, const void *w, int64_t index, int64_t c0, int64_t c1, real *panel_u) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
-    const int64_t group = task / p->panels, panel = task % p->panels;
+    const int64_t group = index / p->panels, panel = index % p->panels;
+    const int64_t lanes = min64(k->nr, l->out_channels - panel * k->nr);
+    const real *from = (const real *)w + group * l->w_stride[0] + panel * k->nr * l->w_stride[1] + c0 * l->w_stride[2];
     int64_t tap_w[FC_WINO_TAPS * FC_WINO_TAPS * FC_WINO_TAPS];
-    fc_wino_weights g = {.w = (const real *)w + group * l->w_stride[0] + panel * k->nr * l->w_stride[1],
-                         .end = weights_end(l, w),
-                         .tap_w = tap_w,
-                         .channel_stride = l->w_stride[2],
-                         .lane_stride = l->w_stride[1],
-                         .channels = l->in_channels,
-                         .lanes = min64(k->nr, l->out_channels - panel * k->nr),
-                         .ldq = p->terms * l->in_channels * k->nr};
-    const int64_t r[3] = {most_taps(p, 0), most_taps(p, 1), most_taps(p, 2)};
     part terms[FC_WINO_TERMS];
     list_terms(p, terms);
     for (int64_t i = 0; i < p->terms; i++) {
-        for (int64_t t = 0; t < r[0] * r[1] * r[2]; t++) tap_w[t] = FC_NO_TAP;
-        for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
-            int64_t index = 0, inside = 1;
-            for (int a = 0; a < 3; a++) {
-                const int64_t beyond = l->tap_at[3 * t + a] - p->first[a] - terms[i].first[a];
-                inside = inside && beyond >= 0 && beyond % l->step[a] == 0 && beyond / l->step[a] < terms[i].taps[a];
-                index = index * r[a] + beyond / l->step[a];
-            }
-            if (inside) tap_w[index] = l->tap_w[t];
+        taps_of(p, &terms[i], tap_w);
+        real *u = panel_u + (i * l->in_channels + c0) * k->nr;
+        if (l->w_stride[1] != 1 || lanes < k->nr) {
+            transform_copied(p, from, weights_end(l, w), lanes, c1 - c0, tap_w, u);
+            continue;
         }
-        g.u = (real *)packed + (task * points_of(p->shape) * p->terms + i) * l->in_channels * k->nr;
+        const fc_wino_weights g = {from, tap_w, l->w_stride[2], c1 - c0, u, p->ldq_u};
         k->wino_weights(p->shape, &g);
     }
+}
+
+void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_t task) {
+    const int64_t pieces = p->pack_tasks / (p->l.groups * p->panels), panel = task / pieces, c = task % pieces * PIECE;
+    transform_weights(p, w, panel, c, min64(c + PIECE, p->l.in_channels), (real *)packed + panel * p->panel);
 }
 
 /* Where tile `tile` (of all images) begins: its image, and its first output along each axis. */
@@ -315,7 +370,7 @@ static void multiply(const fc_wino *p, const part *terms, const real *v, const r
                 fc_term *t = &sum[g.n_terms++];
                 t->k = min64(rest, room);
                 t->a = v + q * p->ldq_v + term * p->term_width + c;
-                t->b = u + ((q * p->terms + term) * l->in_channels + c) * k->nr;
+                t->b = u + q * p->ldq_u + (term * l->in_channels + c) * k->nr;
                 length += t->k, c += t->k;
                 if (c < l->in_channels) break;
             }
@@ -373,7 +428,7 @@ static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, in
     }
 }
 
-int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, const void *bias_, void *out_,
+int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *weights, const void *bias_, void *out_,
                          void *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
@@ -389,6 +444,7 @@ int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, 
     real *m = take(&w, points * p->ldq_m * (int64_t)sizeof(real));
     real *stage = take(&w, p->stage * (int64_t)sizeof(real));
     real *check = take(&w, k->vl * (int64_t)sizeof(real));
+    real *own = p->fused ? take(&w, p->panel * (int64_t)sizeof(real)) : NULL;
     memset(check, 0, (size_t)k->vl * sizeof(real));
     part terms[FC_WINO_TERMS];
     list_terms(p, terms);
@@ -400,7 +456,11 @@ int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *packed, 
     const int64_t last = min64((panel_block + 1) * p->panels_per_task, p->panels);
     for (int64_t panel = panel_block * p->panels_per_task; panel < last; panel++) {
         const int64_t first = panel * k->nr, channels = min64(k->nr, l->out_channels - first);
-        const real *u = (const real *)packed + (group * p->panels + panel) * points * p->terms * l->in_channels * k->nr;
+        const real *u = (const real *)weights + (group * p->panels + panel) * p->panel;
+        if (p->fused) {
+            transform_weights(p, weights, group * p->panels + panel, 0, l->in_channels, own);
+            u = own;
+        }
         const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
         multiply(p, terms, v, u, to - from, channels > k->vl ? 2 : 1, m);
         output(p, m, from, to, channels, bias, out + first * l->out_stride[1], stage, check);

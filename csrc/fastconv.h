@@ -168,22 +168,25 @@ typedef struct {
     int relu;
     int shape;                   /* row of winograd.def */
     int64_t min_tasks;           /* threads, that tasks are to keep busy; changes no result */
+    int raw;                     /* weights come as they are, so that tasks may transform them; changes no result */
+    int fused;                   /* they do, and nothing is to be packed */
     int64_t first[3], extent[3]; /* input position of the first tap for output 0; positions that taps span */
     int64_t parts[3], terms;     /* of the taps of each axis; parts[0] * parts[1] * parts[2] */
     int64_t depth;               /* mean terms x channels of a point's product */
     int64_t tiles[3], tiles_per_image, block_tiles, blocks;
     int64_t panels, panels_per_task, panel_blocks;
-    int64_t term_width, ldv, ldq_v, ldq_m, stage;
+    int64_t panel; /* elements of the transformed weights of one */
+    int64_t term_width, ldv, ldq_u, ldq_v, ldq_m, stage;
     int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
 } fc_wino;
 
 /* Terms of a convolution by Winograd, and taps of one part. */
 enum { FC_WINO_TERMS = 64, FC_WINO_TAPS = 5 };
 
-/* Fills in the blocking from `l`, `relu`, `shape` and `min_tasks`. */
+/* Fills in the blocking from `l`, `relu`, `shape`, `min_tasks` and `raw`. */
 void fc_wino_block(fc_wino *p);
 void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task);
-int fc_wino_run(const fc_wino *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
+int fc_wino_run(const fc_wino *p, const void *in, const void *weights, const void *bias, void *out, void *workspace,
                 int64_t task);
 /* Row `index` of winograd.def: its name, outputs per tile and points along each axis, taps; null past the end. */
 const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps);

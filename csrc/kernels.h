@@ -105,13 +105,13 @@ typedef struct {
 } FC_NAME(fc_wino_output);
 #define fc_wino_output FC_NAME(fc_wino_output)
 
-/* A panel of transformed weights: u[q * ldq + channel * nr + lane], lanes beyond `lanes` are zeros.  tap_w: offsets of
- * the taps in w, row-major; FC_NO_TAP: a zero.  May read from w up to `end`. */
+/* A panel of transformed weights: u[q * ldq + channel * nr + lane] from w[tap_w[tap] + channel * channel_stride + lane],
+ * taps in row-major order; FC_NO_TAP: a zero. */
 #define FC_NO_TAP INT64_MIN
 typedef struct {
-    const real *w, *end;
+    const real *w;
     const int64_t *tap_w;
-    int64_t channel_stride, lane_stride, channels, lanes;
+    int64_t channel_stride, channels;
     real *u;
     int64_t ldq;
 } FC_NAME(fc_wino_weights);

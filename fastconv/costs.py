@@ -36,6 +36,12 @@ GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
 NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
+# Cycles to bring a vector of weights into a panel; to transform one for a point; what each takes longer where more than so
+# many bytes of them go to memory and back. Tiles of a block of Winograd at least; bytes of it that stay in L2, at most
+# where it is so small, and in L3 (csrc/conv_winograd.c).
+PACK_CYCLES, WEIGHT_CYCLES, MEMORY_CYCLES, PACKED_NEAR_BYTES = 12.0, 12.0, 22.0, 512 * 1024
+FEW_TILES, BLOCK_BYTES, MOST_BYTES, FAR_BYTES, MANY_TILES = 12, 416 << 10, 640 << 10, 6 << 20, 56
+
 # Most channels of a block of a weight gradient's input copy (csrc/conv_wgrad_direct.c); bytes of the sums of a block of
 # Winograd's, and tiles that one more task for the same block is worth (csrc/conv_wgrad_winograd.c).
 WGRAD_CHANNELS = 28
@@ -205,18 +211,30 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
         + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
     itemsize = 4 if p.dtype == "float32" else 8
     depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)
-    few, tile_bytes = _round_up(12, rows), points * (depth + columns) * itemsize  # as conv_winograd.c cuts
-    block = (416 << 10) // tile_bytes // rows * rows
+    few, tile_bytes = _round_up(FEW_TILES, rows), points * (depth + columns) * itemsize  # as conv_winograd.c cuts
+    block, far = BLOCK_BYTES // tile_bytes // rows * rows, max(FAR_BYTES // tile_bytes // rows, 1) * rows
     if block < few:
-        block = few if few * tile_bytes <= 640 << 10 else 56 // rows * rows
-    weights = points * depth * _round_up(written, columns) * itemsize
-    # Transforming a panel of weights takes about one pass over the taps in double precision for each point.
-    transforming = 0 if packed else weights / itemsize * shape.taps * 6 / (_rate(isa) * lanes)
+        block = few if few * tile_bytes <= MOST_BYTES else min(MANY_TILES // rows * rows, far)
+    vectors = points * depth * _round_up(written, columns) / lanes
+    weights = vectors * lanes * itemsize
     crowded = 1.0
     if shape.points[0] > 1:
         crowded = CROWDED * (CROWDED_PHASES if any(len(phases) > 1 for phases in axes) else 1)
-    computing = (max(products, _read(weights, -(-tiles // block))) + transforms) * crowded
-    return p.groups * (grids * computing + transforming)
+    computing = grids * (max(products, _read(weights, _ceil_div(tiles, block))) + transforms) * crowded
+    if packed:
+        return p.groups * computing
+    apart = computing + vectors * (WEIGHT_CYCLES + (MEMORY_CYCLES if p.groups * weights > PACKED_NEAR_BYTES else 0))
+    fused = (products + transforms) * crowded + vectors * WEIGHT_CYCLES * max(_ceil_div(tiles, max(far, block)), 1)
+    return p.groups * (min(apart, fused) if grids == 1 and p.groups * written > columns else apart)
+
+
+def packing(p: ConvProblem, op: str, isa: str) -> float:
+    """Predicted cycles to bring weights into place for the plain sum."""
+    lanes, columns = _cpu.vector_lanes(isa, p.dtype), _cpu.tile(isa, p.dtype)[1]
+    read, written = channels(p, op)
+    weights = p.taps * read * _round_up(written, columns) * p.groups
+    memory = MEMORY_CYCLES if weights * (4 if p.dtype == "float32" else 8) > PACKED_NEAR_BYTES else 0
+    return weights / lanes * (PACK_CYCLES + memory)
 
 
 def _count(phases: tuple[Phase, ...], outputs: int, points: int, taps: int) -> tuple[list[int], list[int], list[int]]:

@@ -59,12 +59,12 @@ class Request:
     def shapes(self) -> dict[str, tuple[costs.Shape, float]]:
         """By name, Winograd's shapes that serve, and the cycles that each is predicted to take."""
         return {s.name: (s, costs.winograd(self.problem, self.op, self.isa, s, self.batch, self.packed))
-                for s in _shapes_for(self.problem, self.op) if self.variant in ("", s.name)}
+                for s in _shapes_for(self.problem, self.op)}
 
     @cached_property
     def shape(self) -> tuple[costs.Shape, float]:
-        """The best of them."""
-        return min(self.shapes.values(), key=lambda shape: shape[1])
+        """The best of them, or the one that is asked for."""
+        return self.shapes[self.variant] if self.variant else min(self.shapes.values(), key=lambda shape: shape[1])
 
 
 Verdict = str | None  # None: the row serves; else the reason why not
@@ -231,7 +231,8 @@ def _winograd(r: Request) -> tuple[Any, bool]:
     if p.dilation != (1, 1, 1):
         lattices = lattice.undilated(lattices[0], p.dilation)
     tasks = -(-r.threads // max(len(lattices), 1))
-    parts = [_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, tasks) for part in lattices]
+    raw = not r.packed and p.dilation == (1, 1, 1)  # sub-grids share transformed weights
+    parts = [_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, tasks, raw) for part in lattices]
     return _cpu.ConvPlan(parts, one_packing=p.stride == (1, 1, 1)), covered
 
 
@@ -305,7 +306,11 @@ def _linear(p: ConvProblem, op: str) -> bool:
 
 def _direct_cycles(r: Request) -> float:
     predict = costs.pixels if r.op != "conv_weight_grad" and _lanes_are_pixels(r) else costs.direct
-    return predict(r.problem, r.op, r.isa, r.batch)
+    return predict(r.problem, r.op, r.isa, r.batch) + _packing(r)
+
+
+def _packing(r: Request) -> float:
+    return 0 if r.packed or r.op == "conv_weight_grad" else costs.packing(r.problem, r.op, r.isa)
 
 
 def _direct(r: Request) -> tuple[Any, bool]:
@@ -366,7 +371,7 @@ ROWS = (
         lambda r: costs.channelwise(r.problem, r.op, r.isa, r.batch)),
     Row("direct", _direct_refuses, _direct_declines, _direct, _direct_cycles),
     Row("im2col", _never, _never, lambda r: _gemm(r, gather=True),
-        lambda r: costs.im2col(r.problem, r.op, r.isa, r.batch)),
+        lambda r: costs.im2col(r.problem, r.op, r.isa, r.batch) + _packing(r)),
     Row("reference", _never, _never, lambda r: (None, True),
         lambda r: costs.reference(r.problem, r.batch)),
 )

@@ -62,12 +62,12 @@ cdef extern from "fastconv.h" nogil:
 
     ctypedef struct fc_wino:
         fc_lattice l
-        int relu, shape
+        int relu, shape, raw, fused
         int64_t min_tasks, tasks, pack_tasks, packed_bytes, workspace_bytes
 
     void fc_wino_block(fc_wino *p)
     void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task)
-    int fc_wino_run(const fc_wino *p, const void *x, const void *packed, const void *bias, void *out,
+    int fc_wino_run(const fc_wino *p, const void *x, const void *weights, const void *bias, void *out,
                     void *workspace, int64_t task)
     const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps)
 

@@ -52,6 +52,7 @@ cdef struct PartCalls:
     RunTask run
     int64_t tasks, pack_tasks
     int64_t packed_at  # bytes, where the weights of this part begin
+    bint fused  # tasks pack what they need of the weights themselves
 
 
 cdef class Part:
@@ -127,14 +128,17 @@ def pixels_part(lattices, str isa, bint is_double, bint relu, int min_tasks):
     return part
 
 
-def winograd_part(lattice, str isa, bint is_double, int shape, bint relu, int min_tasks):
-    """Winograd's minimal filtering, `shape` being a row of `winograd_shapes`."""
+def winograd_part(lattice, str isa, bint is_double, int shape, bint relu, int min_tasks, bint raw):
+    """Winograd's minimal filtering, `shape` being a row of `winograd_shapes`.
+
+    With `raw`, weights come as they are, and tasks may transform them, as much as they need at a time.
+    """
     cdef Part part = Part()
     cdef fc_wino *p = <fc_wino *>part.new_plan(sizeof(fc_wino), lattice, isa, is_double, False)
-    p.l, p.relu, p.shape, p.min_tasks = part.lattice.l, relu, shape, min_tasks
+    p.l, p.relu, p.shape, p.min_tasks, p.raw = part.lattice.l, relu, shape, min_tasks, raw
     fc_wino_block(p)
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
-    part.calls.pack, part.calls.run = <PackTask>fc_wino_pack, <RunTask>fc_wino_run
+    part.calls.pack, part.calls.run, part.calls.fused = <PackTask>fc_wino_pack, <RunTask>fc_wino_run, p.fused
     part.layout = ("winograd", isa, is_double, shape, p.packed_bytes, p.pack_tasks, tuple(lattice.step),
                    tuple(lattice.tap_w))
     return part
@@ -193,6 +197,7 @@ cdef class ConvPlan:
     cdef readonly int64_t pack_tasks
     cdef readonly int64_t packed_bytes
     cdef readonly tuple layout
+    cdef bint fused
 
     def __cinit__(self, parts, bint one_packing=False):
         cdef Part part
@@ -203,6 +208,7 @@ cdef class ConvPlan:
             raise MemoryError
         for i, part in enumerate(self.parts):
             self.calls[i] = part.calls
+            self.fused |= part.calls.fused
             self.tasks += part.calls.tasks
             if one_packing and i > 0:
                 self.calls[i].packed_at = self.calls[i].pack_tasks = 0
@@ -228,13 +234,13 @@ cdef class ConvPlan:
             part += 1
         part.pack(part.plan, w, packed + part.packed_at, task)
 
-    cdef int run_task(self, const char *x, const char *packed, const char *bias, char *out, char *workspace,
-                      int64_t task) noexcept nogil:
+    cdef int run_task(self, const char *x, const char *w, const char *packed, const char *bias, char *out,
+                      char *workspace, int64_t task) noexcept nogil:
         cdef PartCalls *part = self.calls
         while task >= part.tasks:
             task -= part.tasks
             part += 1
-        return part.run(part.plan, x, packed + part.packed_at, bias, out, workspace, task)
+        return part.run(part.plan, x, w if part.fused else packed + part.packed_at, bias, out, workspace, task)
 
     cdef void pack_all(self, const char *w, char *packed, int threads) noexcept nogil:
         cdef int64_t task
@@ -248,6 +254,8 @@ cdef class ConvPlan:
     def pack(self, w, int threads):
         """Weights in this plan's layout, for `run`."""
         cdef Packed packed = Packed()
+        if self.fused:
+            raise ValueError("this plan is for weights as they are")
         cdef const char *from_ = data_of(w)
         packed.layout = self.layout
         packed.buffer = take(self.packed_bytes)
@@ -257,7 +265,7 @@ cdef class ConvPlan:
             self.pack_all(from_, packed.buffer.data, threads)
         return packed
 
-    cdef void run_shares(self, const char *x, const char *packed, const char *bias, char *out, char *workspace,
+    cdef void run_shares(self, const char *x, const char *w, const char *packed, const char *bias, char *out, char *workspace,
                          Share *shares, int threads, int thread) noexcept nogil:
         cdef uint64_t state = fc_flush_denormals()
         cdef int64_t task, end
@@ -267,7 +275,7 @@ cdef class ConvPlan:
             end = self.tasks * (whose + 1) // threads
             task = fc_fetch_and_add(&shares[whose].next)
             while task < end:
-                shares[thread].refused += not self.run_task(x, packed, bias, out, workspace, task)
+                shares[thread].refused += not self.run_task(x, w, packed, bias, out, workspace, task)
                 task = fc_fetch_and_add(&shares[whose].next)
         fc_restore_denormals(state)
 
@@ -305,19 +313,19 @@ cdef class ConvPlan:
                 give(own)
             return True
         with nogil:
-            if w_ != NULL:
+            if w_ != NULL and self.pack_tasks > 0:
                 self.pack_all(w_, packed, threads)
             if threads == 1:
                 state = fc_flush_denormals()
                 for task in range(self.tasks):
-                    refused += not self.run_task(x_, packed, bias_, out_, workspace, task)
+                    refused += not self.run_task(x_, w_, packed, bias_, out_, workspace, task)
                 fc_restore_denormals(state)
             else:
                 shares = <Share *>(workspace + size * threads)
                 for task in range(threads):
                     shares[task].next, shares[task].refused = self.tasks * task // threads, 0
                 with parallel(num_threads=threads):
-                    self.run_shares(x_, packed, bias_, out_, workspace + threadid() * size, shares, threads, threadid())
+                    self.run_shares(x_, w_, packed, bias_, out_, workspace + threadid() * size, shares, threads, threadid())
                 for task in range(threads):
                     refused += shares[task].refused
         give(workspaces)
