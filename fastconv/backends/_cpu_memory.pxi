@@ -47,7 +47,7 @@ cdef class Block:
         cdef int i, best = -1
         size = (size + 4095) & ~<size_t>4095
         for i in range(_idle_count):  # of those that fit, none much too large
-            if size <= _idle[i].size <= size + size // 8 and (best < 0 or _idle[i].size < _idle[best].size):
+            if size <= _idle[i].size <= size + size // 8 and (best < 0 or _idle[i].size <= _idle[best].size):
                 best = i
         if best >= 0:
             self.data, self.size = _idle[best].data, _idle[best].size
