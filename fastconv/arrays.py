@@ -268,7 +268,7 @@ def release_memory() -> int:
     Returns
     -------
     int
-        How many bytes that were. Never is more kept than was in use at one time.
+        How many bytes that were. At most an eighth and 1 MB more is kept than was in use at one time.
     """
     size = _cpu.idle_bytes()
     _cpu.release_idle()

@@ -135,12 +135,13 @@ def test_memory_is_kept_for_the_next_array():
     assert _cpu.idle_bytes() == 0
 
 
-def test_no_more_is_kept_than_was_in_use():
+def test_little_more_is_kept_than_was_in_use():
     release_memory()
     for size in range(1, 20):
         array = empty((size, 100_000), np.float32)
+        most = 9 * array.nbytes // 8 + MIB + 4096
         del array
-        assert _cpu.idle_bytes() <= 8_000_000
+        assert _cpu.idle_bytes() <= most
     release_memory()
 
 

@@ -11,7 +11,7 @@ cdef struct Idle:
 
 cdef enum:
     _MOST_IDLE = 512
-    _SLACK = 8 << 20
+    _SLACK = 1 << 20
     _TRACE_DOMAIN = 0x66617374  # of tracemalloc, for those who want to tell our arrays from others
 
 cdef Idle[_MOST_IDLE] _idle  # oldest first
@@ -37,7 +37,7 @@ cdef void free_idle() noexcept:
 cdef class Block:
     """Memory of one array, as a buffer; it goes back when the last array that views it is gone.
 
-    Arrays and what lies idle together take an eighth and 8 MB more than arrays alone took at their peak, at most: at the
+    Arrays and what lies idle together take an eighth and 1 MB more than arrays alone took at their peak, at most: at the
     peak itself, blocks of other sizes lie idle, too. tracemalloc sees what is in use, not what lies idle.
     """
     cdef char *data
@@ -49,7 +49,8 @@ cdef class Block:
         size = (size + 4095) & ~<size_t>4095
         cdef bint full = _used_size + _idle_size + size > _peak_size + _peak_size // 8 + _SLACK
         for i in range(_idle_count):  # of those that fit, none much too large while there is room for more
-            if size <= _idle[i].size <= (2 * size if full else size + size // 8) and (best < 0 or _idle[i].size <= _idle[best].size):
+            if (size <= _idle[i].size <= (2 * size if full else size + size // 8)
+                    and (best < 0 or _idle[i].size <= _idle[best].size)):
                 best = i
         if best >= 0:
             self.data, self.size = _idle[best].data, _idle[best].size
