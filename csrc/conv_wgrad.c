@@ -6,8 +6,9 @@
 #include "wgrad.h"
 
 /* Tasks wanted, and multiply-adds that a task is worth.  With FEW_BLOCKS tasks there are some for every thread, and a share
- * of fewer than SPLIT_PIXELS would take longer to be added up than to be computed.  Tasks that add up a block. */
-enum { MIN_TASKS = 16, MIN_MACS = 2000000, FEW_BLOCKS = 4, SPLIT_PIXELS = 256, MERGE_PIECES = 4 };
+ * of fewer than SPLIT_PIXELS would take longer to be added up than to be computed.  Tasks that add up a block.  Most elements of dw that are stored
+ * in a run. */
+enum { MIN_TASKS = 16, MIN_MACS = 2000000, FEW_BLOCKS = 4, SPLIT_PIXELS = 256, MERGE_PIECES = 4, RUN = 512 };
 
 static int64_t sum_bytes(const fc_wgrad *p) {
     return align64(p->l.taps * p->block_channels * p->ldk * (int64_t)sizeof(real));
@@ -40,23 +41,30 @@ static int64_t partial_at(const fc_lattice *l, int64_t split, int64_t group, int
     return (((split * l->groups + group) * l->taps + tap) * l->in_channels + c) * l->out_channels + k;
 }
 
-/* Writes a block of dw from sum[tap][channel][ldk]. */
+/* Writes a block of dw from sum[tap][channel][ldk], in runs of what lies evenly spaced in dw: taps of neighbouring
+ * channels, taps of one channel, or channels of one tap. */
 static void store(const fc_wgrad *p, const fc_wgrad_share *s, const real *sum, real *dw) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t channels = s->c1 - s->c0, lanes = s->k1 - s->k0, tap_step = channels * p->ldk;
-    const int64_t side = l->taps > 1 ? l->tap_w[1] - l->tap_w[0] : 0;
-    int row_of_taps = 1;
+    const int64_t side = l->taps > 1 ? l->tap_w[1] - l->tap_w[0] : 0, channel_stride = l->w_stride[2];
+    int row_of_taps = l->taps > 1 && l->taps <= RUN && (channel_stride != 1 || channels == 1);
     for (int64_t t = 1; t < l->taps; t++) row_of_taps &= l->tap_w[t] - l->tap_w[t - 1] == side;
-    dw += s->group * l->w_stride[0] + s->k0 * l->w_stride[1] + s->c0 * l->w_stride[2];
-    if (row_of_taps && l->taps > 1 && (l->w_stride[2] != 1 || channels == 1))
-        for (int64_t c = 0; c < channels; c++)
-            k->wgrad_store(sum + c * p->ldk, tap_step, l->taps, lanes, dw + l->tap_w[0] + c * l->w_stride[2],
-                           l->w_stride[1], side);
-    else
+    dw += s->group * l->w_stride[0] + s->k0 * l->w_stride[1] + s->c0 * channel_stride;
+    int64_t from_at[RUN];
+    if (row_of_taps) {
+        const int64_t together = channel_stride == l->taps * side ? RUN / l->taps : 1;
+        for (int64_t x = 0; x < together * l->taps; x++) from_at[x] = x % l->taps * tap_step + x / l->taps * p->ldk;
+        for (int64_t c = 0; c < channels; c += together)
+            k->wgrad_store(sum + c * p->ldk, from_at, min64(together, channels - c) * l->taps, lanes,
+                           dw + l->tap_w[0] + c * channel_stride, l->w_stride[1], side);
+        return;
+    }
+    for (int64_t x = 0; x < RUN; x++) from_at[x] = x * p->ldk;
+    for (int64_t c = 0; c < channels; c += RUN)
         for (int64_t t = 0; t < l->taps; t++)
-            k->wgrad_store(sum + t * tap_step, p->ldk, channels, lanes, dw + l->tap_w[t], l->w_stride[1],
-                           l->w_stride[2]);
+            k->wgrad_store(sum + t * tap_step + c * p->ldk, from_at, min64(RUN, channels - c), lanes,
+                           dw + l->tap_w[t] + c * channel_stride, l->w_stride[1], channel_stride);
 }
 
 static fc_wgrad_share share(const fc_wgrad *p, int64_t block) {

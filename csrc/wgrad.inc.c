@@ -21,15 +21,14 @@ static void wgrad_copy(const real *from, int64_t step, int64_t lanes, int64_t co
     }
 }
 
-static void wgrad_store(const real *from, int64_t ld, int64_t width, int64_t lanes, real *to, int64_t lane_stride,
-                        int64_t x_stride) {
+static void wgrad_store(const real *from, const int64_t *from_at, int64_t width, int64_t lanes, real *to,
+                        int64_t lane_stride, int64_t x_stride) {
     for (int64_t k = 0; k < lanes; k += VL) {
         const int64_t rows = lesser(VL, lanes - k);
         for (int64_t x = 0; x < width; x += VL) {
             const int64_t n = lesser(VL, width - x);
-            const real *at = from + x * ld + k;
             vec r[VL];
-    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(at + i * ld) : (vec){0};
+            FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(from + from_at[x + i] + k) : (vec){0};
             FC_NAME(transpose_square)(r);
             real *out = to + k * lane_stride + x * x_stride;
             FC_UNROLL for (int i = 0; i < VL; i++) if (i < rows) store_few(out + i * lane_stride, x_stride, n, r[i]);
