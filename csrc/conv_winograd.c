@@ -96,8 +96,7 @@ static int64_t predicted(const fc_wino *p, int64_t tiles, int points, int64_t bl
     const int64_t product = p->depth * block * (k->nr / k->vl);
     const int64_t weights = p->depth * k->nr * (int64_t)sizeof(real) / WEIGHT_BYTES;
     const int64_t transforms = p->terms * ceil_div(l->in_channels, k->vl) + panels * (k->nr / k->vl);
-    int64_t task = points *
-                   (block * transforms * TRANSFORM_CYCLES + panels * (max64(product, weights) + weights / 4));
+    int64_t task = points * (block * transforms * TRANSFORM_CYCLES + panels * (max64(product, weights) + weights / 4));
     const int64_t threads = max64(p->min_tasks, 1), vectors = points * p->depth * (k->nr / k->vl);
     if (fused) task += panels * vectors * FUSED_CYCLES;
     int64_t before = 0;
@@ -129,8 +128,7 @@ static void cut(fc_wino *p, int64_t tiles, int points) {
         for (int64_t blocks = least; blocks < least + max64(p->min_tasks, 1) && blocks <= max64(tiles, 1); blocks++)
             for (int64_t panel_blocks = 1; panel_blocks <= min64(max64(p->panels, 1), p->min_tasks); panel_blocks++) {
                 const int64_t cycles = predicted(p, tiles, points, blocks, panel_blocks, fused);
-                if (cycles < best)
-                    best = cycles, p->blocks = blocks, p->panel_blocks = panel_blocks, p->fused = fused;
+                if (cycles < best) best = cycles, p->blocks = blocks, p->panel_blocks = panel_blocks, p->fused = fused;
             }
     }
     p->block_tiles = max64(ceil_div(tiles, p->blocks), 1);

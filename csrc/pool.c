@@ -17,6 +17,14 @@
 #define LINE 2048
 /* Columns of a task at least, if lanes are channels. */
 #define MIN_COLUMNS 16
+/* Bytes of the planes of a vector of channels: those of a band of a forward pass, which stay in the second-level cache, and
+ * the most of a gradient, whose windows lie apart or have inputs in common, so that rows serve badly.  Columns of a forward
+ * pass with which rows serve better. */
+#define BAND_BYTES (384 * 1024)
+#define APART_BYTES (2 << 20)
+#define COMMON_BYTES (16 << 20)
+#define WIDE_ROW_APART 32
+#define WIDE_ROW_COMMON 120
 /* The widest vector of any ISA, by which kernels may write beyond the columns of a buffer. */
 #define MAX_LANES 16
 
@@ -93,11 +101,65 @@ static void merge_axes(fc_pool *p) {
     }
 }
 
-int FC_NAME(fc_pool_block)(fc_pool *p) {
+static int has_dense_planes(const fc_view *v, const int64_t size[3]) {
+    return v->at == NULL ||
+           (v->stride[4] == 1 && v->stride[3] == size[2] && (size[0] == 1 || v->stride[2] == size[1] * size[2]));
+}
+
+static int has_even_planes(const fc_pool *p, const fc_view *v) {
+    return v->at == NULL || v->stride[0] == p->channels * v->stride[1];
+}
+
+/* Inputs [*low, *high) along an axis under its outputs [from, to). */
+static void inputs_under(const fc_windows *w, int64_t from, int64_t to, int64_t *low, int64_t *high) {
+    *low = INT64_MAX, *high = 0;
+    for (int64_t o = from; o < to; o++) {
+        *low = min64(*low, w->first[o]);
+        *high = max64(*high, w->first[o] + (w->count[o] - 1) * w->step + 1);
+    }
+}
+
+/* Cuts the outputs along an axis into bands whose planes take BAND_BYTES, and returns the bytes that they do take. */
+static int64_t cut_bands(const fc_kernels *k, fc_pool *p) {
+    const int axis = p->band_axis = p->in_size[0] == 1 && p->out_size[0] == 1;
+    const int64_t outputs = p->out_size[axis], inner = volume(p->in_size) / p->in_size[axis];
+    const int64_t inner_out = volume(p->out_size) / outputs;
+    for (p->bands = 1;; p->bands = min64(2 * p->bands, outputs)) {
+        p->band = ceil_div(outputs, p->bands), p->bands = ceil_div(outputs, p->band);
+        int64_t inputs = is_forward(p) ? 0 : p->in_size[axis];
+        for (int64_t o = 0, low, high; o < outputs && is_forward(p); o += p->band) {
+            inputs_under(&p->windows[axis], o, min64(o + p->band, outputs), &low, &high);
+            inputs = max64(inputs, high - low);
+        }
+        p->wide_pixels = inputs * inner, p->narrow_pixels = p->band * inner_out;
+        const int64_t pixels = (1 + (p->x.at != NULL)) * p->wide_pixels + (1 + (p->y.at != NULL)) * p->narrow_pixels;
+        const int64_t bytes = pixels * k->vl * (int64_t)sizeof(real);
+        if (bytes <= BAND_BYTES || !is_forward(p) || p->band == 1) return bytes;
+    }
+}
+
+/* Whether lanes are to be planes.  Bands of a gradient would have inputs in common, so that it has one. */
+static int serves_planes(const fc_kernels *k, fc_pool *p) {
+    if (p->by_channels || !uses_windows(p) || p->indices.at || volume(p->out_size) <= 1) return 0;
+    if (!has_dense_planes(&p->wide, p->in_size) || !has_dense_planes(&p->x, p->in_size) ||
+        !has_dense_planes(&p->narrow, p->out_size) || !has_dense_planes(&p->y, p->out_size))
+        return 0;
+    p->images_together = has_even_planes(p, &p->wide) && has_even_planes(p, &p->narrow) && has_even_planes(p, &p->x) &&
+                         has_even_planes(p, &p->y);
+    p->planes = p->images_together ? p->batch * p->channels : p->channels;
+    int apart = 1;
+    for (int i = 0; i < 3; i++) apart = apart && are_apart(&p->windows[i], p->out_size[i]);
+    if (is_forward(p) && p->in_size[2] >= (apart ? WIDE_ROW_APART : WIDE_ROW_COMMON)) return 0;
+    return 2 * p->planes >= k->vl && cut_bands(k, p) <= (apart ? APART_BYTES : COMMON_BYTES);
+}
+
+int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
+    const fc_kernels *k = kernels;
     p->by_channels = p->channels > 1 && has_stride_1(&p->wide) && has_stride_1(&p->narrow) &&
                      has_stride_1(&p->indices) && has_stride_1(&p->x) && has_stride_1(&p->y);
+    p->by_planes = serves_planes(k, p);
     if (uses_windows(p)) {
-        if (!p->by_channels) merge_axes(p);
+        if (!p->by_channels && !p->by_planes) merge_axes(p);
         p->apart = 1;
         for (int i = 0; i < 3; i++) {
             find_run(&p->windows[i], p->out_size[i]);
@@ -123,10 +185,17 @@ int FC_NAME(fc_pool_block)(fc_pool *p) {
     p->channel_blocks = ceil_div(p->channels, max64(1, p->channel_block));
     p->row_blocks = is_forward(p) ? ceil_div(rows, p->row_block) : 1;
     p->tasks = p->batch * p->channel_blocks * p->row_blocks * p->column_blocks;
+    if (p->by_planes) {
+        p->plane_blocks = ceil_div(p->planes, k->vl);
+        p->tasks = (p->images_together ? 1 : p->batch) * p->plane_blocks * p->bands;
+    }
     p->line = 0;
-    if (uses_windows(p) && !p->by_channels)
+    if (uses_windows(p) && !p->by_channels && !p->by_planes)
         p->line = min64(p->in_size[2], max64(LINE, largest(p->windows[2].count, p->out_size[2]) * p->windows[2].step));
     p->workspace_bytes = buffer_bytes(p) + rows_bytes(p);
+    if (p->by_planes)
+        p->workspace_bytes = (1 + (p->x.at != NULL)) * align64(p->wide_pixels * k->vl * (int64_t)sizeof(real)) +
+                             (1 + (p->y.at != NULL)) * align64(p->narrow_pixels * k->vl * (int64_t)sizeof(real));
     if (p->op == FC_MAX_POOL) {
         int64_t span = 0, stride = 1;
         for (int i = 2; i >= 0; stride *= p->in_size[i], i--)
@@ -394,10 +463,69 @@ static inline __attribute__((always_inline)) int by_index(const fc_pool *p, cons
     return FC_POOL_OK;
 }
 
+/* ---- Planes as lanes -------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t n, c, planes;
+    int64_t from[2], pixels[2]; /* of a plane: first one and how many, of the wide and the narrow arrays */
+} plane_block;
+
+/* The view of a copy, [pixel][vl] from the block's first pixel on, and the copy if the array is read. */
+static fc_view planes_in(const fc_kernels *k, const plane_block *b, int narrow, const fc_view *v, const int64_t size[3],
+                         int read, char **workspace) {
+    const int64_t row = size[2] * k->vl, from = b->from[narrow], pixels = b->pixels[narrow];
+    real *copy = take(workspace, pixels * k->vl * (int64_t)sizeof(real));
+    if (read) k->channels_in(real_at(v, b->n, b->c, 0, 0) + from, v->stride[1], 1, b->planes, pixels, copy, k->vl);
+    return (fc_view){copy - from * k->vl, {0, 1, size[1] * row, row, k->vl}};
+}
+
+static void planes_out(const fc_kernels *k, const plane_block *b, int narrow, const fc_view *copy, const fc_view *v) {
+    const int64_t from = b->from[narrow];
+    k->channels_out((const real *)copy->at + from * k->vl, k->vl, b->planes, b->pixels[narrow],
+                    real_at(v, b->n, b->c, 0, 0) + from, v->stride[1], 1);
+}
+
+/* A task by planes: those of a vector are the channels of a pool of their own. */
+static void run_planes(const fc_kernels *k, const fc_pool *p, int64_t task, void (*kernel)(const fc_pool_row *),
+                       char *workspace) {
+    const int axis = p->band_axis;
+    const int64_t from = task % p->bands * p->band, to = min64(from + p->band, p->out_size[axis]);
+    const int64_t block = task / p->bands, inner = volume(p->in_size) / p->in_size[axis];
+    const int64_t inner_out = volume(p->out_size) / p->out_size[axis];
+    int64_t low = 0, high = p->in_size[axis];
+    if (is_forward(p)) inputs_under(&p->windows[axis], from, to, &low, &high);
+    plane_block b = {.n = p->images_together ? 0 : block / p->plane_blocks,
+                     .c = block % p->plane_blocks * k->vl,
+                     .from = {low * inner, from * inner_out},
+                     .pixels = {(high - low) * inner, (to - from) * inner_out}};
+    b.planes = min64(k->vl, p->planes - b.c);
+
+    fc_pool q = *p;
+    q.by_channels = 1, q.channels = k->vl;
+    q.wide = planes_in(k, &b, 0, &p->wide, p->in_size, is_forward(p), &workspace);
+    q.narrow = planes_in(k, &b, 1, &p->narrow, p->out_size, !is_forward(p), &workspace);
+    if (p->x.at) q.x = planes_in(k, &b, 0, &p->x, p->in_size, 1, &workspace);
+    if (p->y.at) q.y = planes_in(k, &b, 1, &p->y, p->out_size, 1, &workspace);
+    const int64_t rows = axis == 0 ? p->out_size[1] : 1;
+    const pool_task t = {.channels = k->vl, .row = from * rows, .row_end = to * rows, .column_end = p->out_size[2]};
+    run_rows(k, &q, &t, kernel, NULL);
+    if (p->op == FC_SUM_POOL_GRAD && p->x.at) lp_inner(&q, &t);
+    planes_out(k, &b, is_forward(p), is_forward(p) ? &q.narrow : &q.wide, is_forward(p) ? &p->narrow : &p->wide);
+}
+
 /* ---- Run ------------------------------------------------------------------------------------------------------ */
 
 int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace, int64_t task) {
     const fc_kernels *k = kernels;
+    if (p->by_planes) {
+        run_planes(k, p, task,
+                   p->op == FC_MAX_POOL        ? k->pool_max_channels
+                   : p->op == FC_SUM_POOL      ? k->pool_sum_channels
+                   : p->op == FC_SUM_POOL_GRAD ? k->pool_spread_channels
+                                               : k->pool_max_spread_channels,
+                   workspace);
+        return FC_POOL_OK;
+    }
     const pool_task t = task_of(p, task);
     if (volume(p->out_size) == 0) {
         if (!is_forward(p) && p->op != FC_MAX_UNPOOL_GRAD)

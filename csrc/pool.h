@@ -60,9 +60,12 @@ typedef struct {
     double power, volume, divisor;
     fc_view wide, narrow, indices, x, y;
     /* Filled in by fc_pool_block.  A task is a sample, a block of channels, of output rows and of
-     * output columns. */
+     * output columns; by planes, a vector of planes and a band of outputs along an axis. */
     int by_channels; /* lanes are channels; else they are columns */
-    int apart;       /* no two windows have an input in common */
+    int by_planes;   /* or planes of memory order NCHW, which are brought to [pixel][lane] and back */
+    int band_axis, images_together;
+    int64_t planes, plane_blocks, band, bands, wide_pixels, narrow_pixels; /* those of a band */
+    int apart;                                                             /* no two windows have an input in common */
     int64_t channel_block, channel_blocks, row_block, row_blocks, column_block, column_blocks, tasks;
     int64_t merged_count, merged_extent; /* global pools of planes; `windows` points here, so the struct stays put */
     int64_t line;                        /* columns that the rows kernels reduce at once; 0 for other kernels */
@@ -72,8 +75,8 @@ typedef struct {
 /* Fills in the blocking from the rest, and turns planes into lines (in_size, windows) where that is the same.
  * FC_POOL_WINDOW_TOO_LARGE: the maximum of windows that span 2^31 positions is not served.  Every axis of the input
  * must be at least 1. */
-int fc_pool_block_f32(fc_pool *p);
-int fc_pool_block_f64(fc_pool *p);
+int fc_pool_block_f32(const void *kernels, fc_pool *p);
+int fc_pool_block_f64(const void *kernels, fc_pool *p);
 /* Runs one task, 0 <= task < tasks, with a workspace of its own (64-byte aligned).  Tasks write disjoint outputs. */
 int fc_pool_run_f32(const void *kernels, const fc_pool *p, void *workspace, int64_t task);
 int fc_pool_run_f64(const void *kernels, const fc_pool *p, void *workspace, int64_t task);

@@ -28,7 +28,7 @@ static void wgrad_store(const real *from, const int64_t *from_at, int64_t width,
         for (int64_t x = 0; x < width; x += VL) {
             const int64_t n = lesser(VL, width - x);
             vec r[VL];
-            FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(from + from_at[x + i] + k) : (vec){0};
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(from + from_at[x + i] + k) : (vec){0};
             FC_NAME(transpose_square)(r);
             real *out = to + k * lane_stride + x * x_stride;
             FC_UNROLL for (int i = 0; i < VL; i++) if (i < rows) store_few(out + i * lane_stride, x_stride, n, r[i]);

@@ -293,7 +293,7 @@ def test_out_is_written_and_returned() -> None:
         for out in (larger[:, ::2], to_channels_last(larger)[:, 3:7]):
             result = call(out)
             assert np.shares_memory(result, out)
-            np.testing.assert_array_equal(out, expected)
+            assert_close(out, expected, 16)  # windows are summed in another order where memory lies otherwise
         assert np.isnan(larger[:, 1::2]).all()
 
 

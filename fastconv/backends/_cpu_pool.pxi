@@ -30,13 +30,13 @@ cdef extern from "pool.h" nogil:
         FC_MAX_UNPOOL_GRAD
         FC_MAX_POOL_INPUT_GRAD
 
-    int fc_pool_block_f32(fc_pool *p)
-    int fc_pool_block_f64(fc_pool *p)
+    int fc_pool_block_f32(const void *kernels, fc_pool *p)
+    int fc_pool_block_f64(const void *kernels, fc_pool *p)
     int fc_pool_run_f32(const void *kernels, const fc_pool *p, void *workspace, int64_t task)
     int fc_pool_run_f64(const void *kernels, const fc_pool *p, void *workspace, int64_t task)
 
 
-ctypedef int (*_PoolBlock)(fc_pool *) noexcept nogil
+ctypedef int (*_PoolBlock)(const void *, fc_pool *) noexcept nogil
 ctypedef int (*_PoolRun)(const void *, const fc_pool *, void *, int64_t) noexcept nogil
 
 # by is_double
@@ -115,7 +115,7 @@ cdef class PoolPlan:
             _view(&p.y, y)
         elements = p.batch * p.channels * (p.in_size[0] * p.in_size[1] * p.in_size[2]
                                            + p.out_size[0] * p.out_size[1] * p.out_size[2])
-        self.status = _POOL_BLOCK[is_double](p)
+        self.status = _POOL_BLOCK[is_double](self.kernels, p)
         self.threads = 1 if elements < _POOL_SMALL else max(1, min(<int64_t>threads, p.tasks))
         self.workspace = (<size_t>p.workspace_bytes + 4095) & ~<size_t>4095
 
