@@ -36,8 +36,8 @@ GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
 NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
-# Cycles to bring a vector of weights into a panel; to transform one for a point; what each takes longer where more than so
-# many bytes of them go to memory and back. Tiles of a block of Winograd at least; bytes of it that stay in L2, at most
+# Cycles to bring a vector of weights into a panel; to transform one for a point; what each takes longer where more than
+# so many bytes of them go to memory and back. Tiles of a block of Winograd at least; bytes of it that stay in L2, at most
 # where it is so small, and in L3 (csrc/conv_winograd.c).
 PACK_CYCLES, WEIGHT_CYCLES, MEMORY_CYCLES, PACKED_NEAR_BYTES = 12.0, 12.0, 22.0, 512 * 1024
 FEW_TILES, BLOCK_BYTES, MOST_BYTES, FAR_BYTES, MANY_TILES = 12, 416 << 10, 640 << 10, 6 << 20, 56

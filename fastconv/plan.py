@@ -24,6 +24,8 @@ MAX_SUBGRIDS = 64
 # Parts into which Winograd cuts a kernel; bytes of its transformed weights beyond 4 times the weights (8 times in 3D).
 MAX_WINOGRAD_TERMS = 16
 MAX_WINOGRAD_BYTES = 18 << 20
+# Pixels of an image from which on im2col's weight gradient, image by image, is worth it.
+SHORT_IMAGE = 4
 # Most bytes of a thread's copy of the input for a few outputs.
 MAX_COPY = 8 << 20
 
@@ -278,8 +280,12 @@ def _direct_refuses(r: Request) -> Verdict:
 
 
 def _direct_declines(r: Request) -> Verdict:
-    _, written = costs.channels(r.problem, r.op)
+    p = r.problem
+    _, written = costs.channels(p, r.op)
     if r.op == "conv_weight_grad":
+        in_place = p.taps == 1 and p.x_strides[1] == p.y_strides[1] == 1 and not any(p.pad_lo + p.pad_hi)
+        if in_place and (p.batch == 1 or math.prod(p.out_size) >= SHORT_IMAGE):
+            return "it copies what im2col reads in place"
         return None
     own, other = (predict(r.problem, r.op, r.isa, r.batch) for predict in (costs.direct, costs.im2col))
     if own <= other or _lanes_are_pixels(r) or _linear(r.problem, r.op):
