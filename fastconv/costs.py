@@ -22,9 +22,9 @@ TILE_TERMS = 8
 PRODUCT_TERMS = 14
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes. In 3D
 # everything takes longer than that, by a factor: hundreds of points do not fit registers, nor their pages a TLB; and
-# again in phases, whose transforms and outputs are spread further.
+# again in phases, whose transforms and outputs are spread further; transforms of weights, in double, suffer most.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
-CROWDED, CROWDED_PHASES = 1.3, 1.8
+CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
 # Cycles to load a vector of which only some channels exist, in channels_last.
 PARTIAL_CYCLES = 19.0
 # What a multiply-add takes longer in groups of several channels, whose lanes are picked.
@@ -223,8 +223,9 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     computing = grids * (max(products, _read(weights, _ceil_div(tiles, block))) + transforms) * crowded
     if packed:
         return p.groups * computing
-    apart = computing + vectors * (WEIGHT_CYCLES + (MEMORY_CYCLES if p.groups * weights > PACKED_NEAR_BYTES else 0))
-    fused = (products + transforms) * crowded + vectors * WEIGHT_CYCLES * max(_ceil_div(tiles, max(far, block)), 1)
+    each = WEIGHT_CYCLES * (CROWDED_WEIGHTS if shape.points[0] > 1 else 1)
+    apart = computing + vectors * (each + (MEMORY_CYCLES if p.groups * weights > PACKED_NEAR_BYTES else 0))
+    fused = (products + transforms) * crowded + vectors * each * max(_ceil_div(tiles, max(far, block)), 1)
     return p.groups * (min(apart, fused) if grids == 1 and p.groups * written > columns else apart)
 
 
