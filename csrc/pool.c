@@ -55,6 +55,13 @@ static int are_apart(const fc_windows *w, int64_t outputs) {
     return 1;
 }
 
+/* Whether every input along an axis is in one window and no more. */
+static int are_a_tiling(const fc_windows *w, int64_t outputs, int64_t inputs) {
+    int64_t covered = 0;
+    for (int64_t o = 0; o < outputs; o++) covered += w->count[o];
+    return covered == inputs && are_apart(w, outputs);
+}
+
 static int64_t largest(const int64_t *p, int64_t n) {
     int64_t most = 0;
     for (int64_t i = 0; i < n; i++) most = max64(most, p[i]);
@@ -74,6 +81,11 @@ static int64_t buffer_bytes(const fc_pool *p) {
 }
 static int64_t rows_bytes(const fc_pool *p) {
     return p->line ? align64((p->line + MAX_LANES) * (int64_t)sizeof(real)) : 0;
+}
+
+/* Whether tasks are ranges of output rows: not where a gradient adds to rows in common, or multiplies all in the end. */
+static int cuts_rows(const fc_pool *p) {
+    return is_forward(p) || (spreads(p) && p->by_channels && p->tiles && !(p->op == FC_SUM_POOL_GRAD && p->x.at));
 }
 
 static int has_stride_1(const fc_view *v) { return v->at == NULL || v->stride[1] == 1; }
@@ -102,8 +114,8 @@ static void merge_axes(fc_pool *p) {
 }
 
 static int has_dense_planes(const fc_view *v, const int64_t size[3]) {
-    return v->at == NULL ||
-           (v->stride[4] == 1 && v->stride[3] == size[2] && (size[0] == 1 || v->stride[2] == size[1] * size[2]));
+    return v->at == NULL || (v->stride[4] == 1 && (size[1] == 1 || v->stride[3] == size[2]) &&
+                             (size[0] == 1 || v->stride[2] == size[1] * size[2]));
 }
 
 static int has_even_planes(const fc_pool *p, const fc_view *v) {
@@ -160,10 +172,11 @@ int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
     p->by_planes = serves_planes(k, p);
     if (uses_windows(p)) {
         if (!p->by_channels && !p->by_planes) merge_axes(p);
-        p->apart = 1;
+        p->apart = p->tiles = 1;
         for (int i = 0; i < 3; i++) {
             find_run(&p->windows[i], p->out_size[i]);
             p->apart = p->apart && are_apart(&p->windows[i], p->out_size[i]);
+            p->tiles = p->tiles && are_a_tiling(&p->windows[i], p->out_size[i], p->in_size[i]);
         }
     }
     const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
@@ -171,19 +184,19 @@ int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
     p->row_block = max64(1, rows);
     if (!p->by_channels)
         p->channel_block = min64(p->channels, max64(1, TASK_ELEMENTS / plane));
-    else if (!is_forward(p)) {
+    else if (!cuts_rows(p)) {
         const int64_t block = ceil_div(p->channels, ceil_div(MIN_TASKS, max64(1, p->batch)));
         p->channel_block = ceil_div(block, CHANNEL_STEP) * CHANNEL_STEP;
     }
-    if (is_forward(p)) p->row_block = max64(1, rows / max64(1, ceil_div(plane * p->channel_block, TASK_ELEMENTS)));
+    if (cuts_rows(p)) p->row_block = max64(1, rows / max64(1, ceil_div(plane * p->channel_block, TASK_ELEMENTS)));
     p->column_block = max64(1, p->out_size[2]);
-    if (is_forward(p) && p->by_channels && p->row_block == 1) { /* long rows are cut */
+    if (cuts_rows(p) && p->by_channels && p->row_block == 1) { /* long rows are cut */
         const int64_t row = p->channels * plane / max64(1, rows);
         p->column_block = max64(MIN_COLUMNS, p->column_block / max64(1, row / TASK_ELEMENTS));
     }
     p->column_blocks = ceil_div(max64(1, p->out_size[2]), p->column_block);
     p->channel_blocks = ceil_div(p->channels, max64(1, p->channel_block));
-    p->row_blocks = is_forward(p) ? ceil_div(rows, p->row_block) : 1;
+    p->row_blocks = cuts_rows(p) ? ceil_div(rows, p->row_block) : 1;
     p->tasks = p->batch * p->channel_blocks * p->row_blocks * p->column_blocks;
     if (p->by_planes) {
         p->plane_blocks = ceil_div(p->planes, k->vl);
@@ -280,7 +293,7 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
     const fc_windows *depth = &p->windows[0], *height = &p->windows[1];
     const int64_t *s = p->indices.stride;
     /* the first line sets whole rows to zero */
-    const int writes_wide = spreads(p) && o == 0;
+    const int writes_wide = spreads(p) && o == 0 && !(p->by_channels && p->tiles);
     int64_t zeroed = 0;
     int64_t d = t->row / p->out_size[1], h = t->row % p->out_size[1];
     for (int64_t row = t->row; row < t->row_end; row++, h++) {

@@ -66,6 +66,7 @@ typedef struct {
     int band_axis, images_together;
     int64_t planes, plane_blocks, band, bands, wide_pixels, narrow_pixels; /* those of a band */
     int apart;                                                             /* no two windows have an input in common */
+    int tiles;                                                             /* and every input is in one */
     int64_t channel_block, channel_blocks, row_block, row_blocks, column_block, column_blocks, tasks;
     int64_t merged_count, merged_extent; /* global pools of planes; `windows` points here, so the struct stays put */
     int64_t line;                        /* columns that the rows kernels reduce at once; 0 for other kernels */

@@ -258,8 +258,10 @@ FC_INLINE void spread_channels(const fc_pool_row *r, int64_t o, int64_t c, int v
         for (int64_t h = 0; h < r->rows[1]; h++) {
             real *row = to + d * r->wide_row[0] + h * r->wide_row[1];
             for (int64_t t = 0; t < count; t++, row += tap)
-                FC_UNROLL for (int v = 0; v < vectors; v++)
-                    store_lanes(row + v * VL, 1, lanes, load_lanes(row + v * VL, 1, lanes) + from[v]);
+                FC_UNROLL for (int v = 0; v < vectors; v++) {
+                    const vec before = r->apart ? (vec){0} : load_lanes(row + v * VL, 1, lanes);
+                    store_lanes(row + v * VL, 1, lanes, before + from[v]);
+                }
         }
 }
 
