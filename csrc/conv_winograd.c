@@ -25,7 +25,7 @@ enum {
 /* For the balance of tasks, in cycles of a core: for each point and channel vector of a transform; for each point and
  * vector of weights, transformed into the workspace of a task, or into memory from which they return; bytes of weights
  * that arrive in one. */
-enum { TRANSFORM_CYCLES = 6, FUSED_CYCLES = 12, APART_CYCLES = 16, APART_FAR_CYCLES = 36, WEIGHT_BYTES = 8 };
+enum { TRANSFORM_CYCLES = 6, FUSED_CYCLES = 7, APART_CYCLES = 10, APART_FAR_CYCLES = 30, WEIGHT_BYTES = 8 };
 
 static const struct {
     int points[3], outputs[3], taps;

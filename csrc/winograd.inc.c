@@ -176,65 +176,58 @@ static void wino_output(int shape, const fc_wino_output *g) {
     table[shape](g);
 }
 
-/* Weights are transformed in double, as many as fit a vector, and rounded once. */
-enum { DL = VL * sizeof(real) / sizeof(double) };
-typedef double dvec __attribute__((vector_size(DL * sizeof(double))));
-typedef real FC_NAME(some) __attribute__((vector_size(DL * sizeof(real)), aligned(sizeof(real)), may_alias));
-
 /* G along one axis, in place: r elements, s apart, become n.  Row p: (w0 + p w1 + p^2 w2 + ..) over the product of the
  * differences to the other points; rows of +p and -p share their even terms. */
-FC_INLINE void FC_NAME(wino_g)(const int n, const int r, dvec *w, const int s) {
-    const dvec w0 = w[0], w1 = w[s];
+FC_INLINE void FC_NAME(wino_g)(const int n, const int r, vec *w, const int s) {
+    const vec w0 = w[0], w1 = w[s];
     if (n == 4) {
-        const dvec w2 = w[2 * s], even = 0.5 * w0 + 0.5 * w2;
-        w[s] = even + 0.5 * w1;
-        w[2 * s] = even - 0.5 * w1;
+        const vec w2 = w[2 * s], even = R(0.5) * w0 + R(0.5) * w2;
+        w[s] = even + R(0.5) * w1;
+        w[2 * s] = even - R(0.5) * w1;
         w[3 * s] = w2;
     } else if (n == 5) {
         const double by3 = 0.5 / (P3 * (Q3 - Q4)), by4 = 0.5 / (P4 * (Q4 - Q3));
-        dvec even3 = by3 * w0, even4 = by4 * w0, last = w1;
+        vec even3 = R(by3) * w0, even4 = R(by4) * w0, last = w1;
         if (r == 3) {
-            const dvec w2 = w[2 * s];
-            even3 += by3 * Q3 * w2, even4 += by4 * Q4 * w2, last = w2;
+            const vec w2 = w[2 * s];
+            even3 += R(by3 * Q3) * w2, even4 += R(by4 * Q4) * w2, last = w2;
         }
-        w[0] = by3 * P3 * w1 + even3;
-        w[s] = by3 * P3 * w1 - even3;
-        w[2 * s] = by4 * P4 * w1 + even4;
-        w[3 * s] = by4 * P4 * w1 - even4;
+        w[0] = R(by3 * P3) * w1 + even3;
+        w[s] = R(by3 * P3) * w1 - even3;
+        w[2 * s] = R(by4 * P4) * w1 + even4;
+        w[3 * s] = R(by4 * P4) * w1 - even4;
         w[4 * s] = last;
     } else if (n == 6) {
         const double by1 = 0.5 / (Q1 * (Q1 - Q2)), by2 = 0.5 / (Q2 * (Q2 - Q1));
-        const dvec w2 = w[2 * s];
-        dvec even1 = by1 * w0 + by1 * Q1 * w2, even2 = by2 * w0 + by2 * Q2 * w2, last = w2;
-        dvec rest1 = even1, rest2 = even2;
+        const vec w2 = w[2 * s];
+        vec even1 = R(by1) * w0 + R(by1 * Q1) * w2, even2 = R(by2) * w0 + R(by2 * Q2) * w2, last = w2;
+        vec rest1 = even1, rest2 = even2;
         if (r == 5) {
-            const dvec w3 = w[3 * s], w4 = w[4 * s];
-            even1 += by1 * Q1 * Q1 * w4, even2 += by2 * Q2 * Q2 * w4, last = w4;
-            rest1 = even1 - by1 * P1 * Q1 * w3, rest2 = even2 - by2 * P2 * Q2 * w3;
-            even1 += by1 * P1 * Q1 * w3, even2 += by2 * P2 * Q2 * w3;
+            const vec w3 = w[3 * s], w4 = w[4 * s];
+            even1 += R(by1 * Q1 * Q1) * w4, even2 += R(by2 * Q2 * Q2) * w4, last = w4;
+            rest1 = even1 - R(by1 * P1 * Q1) * w3, rest2 = even2 - R(by2 * P2 * Q2) * w3;
+            even1 += R(by1 * P1 * Q1) * w3, even2 += R(by2 * P2 * Q2) * w3;
         }
-        w[0] = 1 / (Q1 * Q2) * w0;
-        w[s] = even1 + by1 * P1 * w1;
-        w[2 * s] = rest1 - by1 * P1 * w1;
-        w[3 * s] = even2 + by2 * P2 * w1;
-        w[4 * s] = rest2 - by2 * P2 * w1;
+        w[0] = R(1 / (Q1 * Q2)) * w0;
+        w[s] = even1 + R(by1 * P1) * w1;
+        w[2 * s] = rest1 - R(by1 * P1) * w1;
+        w[3 * s] = even2 + R(by2 * P2) * w1;
+        w[4 * s] = rest2 - R(by2 * P2) * w1;
         w[5 * s] = last;
     }
 }
 
 FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int nx, const int r,
                                           const fc_wino_weights *g) {
-    typedef FC_NAME(some) some;
     const int rz = nz == 1 ? 1 : r, ry = ny == 1 ? 1 : r, rx = nx == 1 ? 1 : r;
     for (int64_t c = 0; c < g->channels; c++)
-        for (int64_t first = 0; first < NR; first += DL) {
-            dvec d[6 * 6 * 6];
+        for (int64_t first = 0; first < NR; first += VL) {
+            vec d[6 * 6 * 6];
             const real *w = g->w + c * g->channel_stride + first;
             for (int z = 0; z < rz; z++)
                 FC_UNROLL for (int y = 0; y < ry; y++) FC_UNROLL for (int x = 0; x < rx; x++) {
                     const int64_t at = g->tap_w[(z * ry + y) * rx + x];
-                    d[(z * ny + y) * nx + x] =
-                        at == FC_NO_TAP ? (dvec){0} : __builtin_convertvector(*(const some *)(w + at), dvec);
+                    d[(z * ny + y) * nx + x] = at == FC_NO_TAP ? (vec){0} : vload(w + at);
                 }
             for (int z = 0; z < rz; z++) {
                 FC_UNROLL for (int y = 0; y < ry; y++) FC_NAME(wino_g)(nx, r, d + (z * ny + y) * nx, 1);
@@ -242,8 +235,9 @@ FC_INLINE void FC_NAME(wino_weights_body)(const int nz, const int ny, const int 
             }
             if (nz > 1)
                 for (int i = 0; i < ny * nx; i++) FC_NAME(wino_g)(nz, r, d + i, ny * nx);
-            for (int q = 0; q < nz * ny * nx; q++)
-                *(some *)(g->u + q * g->ldq + c * NR + first) = __builtin_convertvector(d[q], some);
+            for (int z = 0; z < nz; z++)
+                FC_UNROLL for (int q = z * ny * nx; q < (z + 1) * ny * nx; q++)
+                    vstore(g->u + q * g->ldq + c * NR + first, d[q]);
         }
 }
 

@@ -22,7 +22,7 @@ TILE_TERMS = 8
 PRODUCT_TERMS = 14
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes. In 3D
 # everything takes longer than that, by a factor: hundreds of points do not fit registers, nor their pages a TLB; and
-# again in phases, whose transforms and outputs are spread further; transforms of weights, in double, suffer most.
+# again in phases, whose transforms and outputs are spread further; transforms of weights suffer most.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
 # Cycles to load a vector of which only some channels exist, in channels_last.
@@ -37,9 +37,9 @@ GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
 NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
 # Cycles to bring a vector of weights into a panel; to transform one for a point; what each takes longer where more than
-# so many bytes of them go to memory and back. Tiles of a block of Winograd at least; bytes of it that stay in L2, at most
-# where it is so small, and in L3 (csrc/conv_winograd.c).
-PACK_CYCLES, WEIGHT_CYCLES, MEMORY_CYCLES, PACKED_NEAR_BYTES = 12.0, 12.0, 22.0, 512 * 1024
+# so many bytes of them go to memory and back. Tiles of a block of Winograd at least; bytes of a block that stay in L2,
+# at most where it is so small, and in L3 (csrc/conv_winograd.c).
+PACK_CYCLES, WEIGHT_CYCLES, MEMORY_CYCLES, PACKED_NEAR_BYTES = 12.0, 8.0, 22.0, 512 * 1024
 FEW_TILES, BLOCK_BYTES, MOST_BYTES, FAR_BYTES, MANY_TILES = 12, 416 << 10, 640 << 10, 6 << 20, 56
 
 # Most channels of a block of a weight gradient's input copy (csrc/conv_wgrad_direct.c); bytes of the sums of a block of
