@@ -34,14 +34,15 @@ void FC_NAME(fc_wgrad_winograd_block)(fc_wgrad *p) {
     const fc_kernels *k = l->kernels;
     const int points = points_of(p->shape);
     const int64_t real_bytes = (int64_t)sizeof(real);
-    p->tiles_per_image = 1;
+    p->tiles_per_grid = 1, p->all_tiles = l->batch;
     for (int a = 0; a < 3; a++) {
-        p->tiles[a] = ceil_div(l->out_size[a], shapes[p->shape].outputs[a]);
-        p->tiles_per_image *= p->tiles[a];
+        p->grids[a] = max64(min64(p->dilation[a], l->out_size[a]), 1);
+        p->tiles[a] = ceil_div(ceil_div(l->out_size[a], p->dilation[a]), shapes[p->shape].outputs[a]);
+        p->tiles_per_grid *= p->tiles[a], p->all_tiles *= p->tiles[a] * p->grids[a];
         p->low[a] = INT64_MAX;
         for (int64_t t = 0; t < l->taps; t++) p->low[a] = min64(p->low[a], l->tap_at[3 * t + a]);
     }
-    const int64_t tiles = l->batch * p->tiles_per_image, sums = SUM_BYTES / real_bytes / points;
+    const int64_t tiles = p->all_tiles, sums = SUM_BYTES / real_bytes / points;
     int64_t side = k->vl; /* of a square block */
     while ((side + k->vl) * (side + k->vl) <= sums) side += k->vl;
     p->block_out = even(l->out_channels,
@@ -74,7 +75,7 @@ void FC_NAME(fc_wgrad_winograd_block)(fc_wgrad *p) {
 typedef struct {
     const real *at;
     const int64_t *size, *stride; /* of the space; of image, channel and space */
-    int64_t low[3];               /* position of the first element of tile 0 */
+    int64_t low[3];               /* position of the first element of tile 0 of the first sub-grid */
     const int *patch;             /* elements along each axis */
     void (*transform)(int shape, const fc_wino_input *g);
     int64_t channels, ld, ldq;
@@ -82,49 +83,51 @@ typedef struct {
 
 /* Transforms `run` tiles from `tile` on, which lie side by side in a row, to v, of VL channels or all of them. */
 static void transform(const fc_wgrad *p, const operand *o, int64_t tile, int64_t run, real *v, real *stage) {
-    const fc_lattice *l = &p->l;
-    const fc_kernels *k = l->kernels;
+    const fc_kernels *k = p->l.kernels;
     const int *outputs = shapes[p->shape].outputs, *patch = o->patch;
-    const int64_t at[3] = {tile / p->tiles[2] / p->tiles[1] % p->tiles[0] * outputs[0] + o->low[0],
-                           tile / p->tiles[2] % p->tiles[1] * outputs[1] + o->low[1],
-                           tile % p->tiles[2] * outputs[2] + o->low[2]};
-    const real *from = o->at + tile / p->tiles_per_image * o->stride[0];
+    int64_t at[3], step[3], low[3], high[3]; /* of the patch: its first element; and of those that exist */
+    int64_t i = tile % p->tiles_per_grid, grid = tile / p->tiles_per_grid;
+    for (int a = 2; a >= 0; a--) {
+        at[a] = i % p->tiles[a] * outputs[a] * p->dilation[a] + grid % p->grids[a] + o->low[a];
+        i /= p->tiles[a], grid /= p->grids[a];
+        step[a] = p->dilation[a] * o->stride[a + 2];
+        low[a] = at[a] < 0 ? ceil_div(-at[a], p->dilation[a]) : 0;
+        high[a] = at[a] < o->size[a] ? ceil_div(o->size[a] - at[a], p->dilation[a]) : 0;
+    }
+    const real *from = o->at + grid * o->stride[0];
+    for (int a = 0; a < 3; a++) from += at[a] * o->stride[a + 2];
     if (o->stride[1] == 1) {
         fc_wino_input g = {.channels = o->channels, .ldq = o->ldq};
-        for (int a = 0; a < 3; a++) {
-            from += at[a] * o->stride[a + 2];
-            g.stride[a] = o->stride[a + 2], g.low[a] = -at[a], g.high[a] = o->size[a] - at[a];
-        }
-        for (int64_t i = 0; i < run; i++, v += o->ld) {
-            g.in = from + i * outputs[2] * o->stride[4];
+        for (int a = 0; a < 3; a++) g.stride[a] = step[a], g.low[a] = low[a], g.high[a] = high[a];
+        for (int64_t t = 0; t < run; t++, v += o->ld) {
+            g.in = from + t * outputs[2] * step[2];
             g.v = v;
+            g.low[2] = max64(low[2] - t * outputs[2], 0), g.high[2] = max64(high[2] - t * outputs[2], 0);
             o->transform(p->shape, &g);
-            g.low[2] -= outputs[2], g.high[2] -= outputs[2];
         }
         return;
     }
     /* Other memory orders: rows of VL channels at a time are brought into order first. */
     fc_wino_input g = {.channels = k->vl, .ldq = o->ldq, .high = {patch[0], patch[1], patch[2]}};
     const int64_t width = (run - 1) * outputs[2] + patch[2], row = width * k->vl;
-    const int64_t low = min64(max64(-at[2], 0), width), high = max64(min64(o->size[2] - at[2], width), low);
+    const int64_t left = min64(low[2], width), right = max64(min64(high[2], width), left);
     g.stride[2] = k->vl, g.stride[1] = row, g.stride[0] = patch[1] * row;
     for (int64_t c = 0; c < o->channels; c += k->vl) {
         real *to = stage;
         for (int z = 0; z < patch[0]; z++)
             for (int y = 0; y < patch[1]; y++, to += row) {
-                if (at[0] + z < 0 || at[0] + z >= o->size[0] || at[1] + y < 0 || at[1] + y >= o->size[1]) {
+                if (z < low[0] || z >= high[0] || y < low[1] || y >= high[1]) {
                     memset(to, 0, (size_t)row * sizeof(real));
                     continue;
                 }
-                memset(to, 0, (size_t)(low * k->vl) * sizeof(real));
-                k->channels_in(from + (at[0] + z) * o->stride[2] + (at[1] + y) * o->stride[3] +
-                                   (at[2] + low) * o->stride[4] + c * o->stride[1],
-                               o->stride[1], o->stride[4], o->channels - c, high - low, to + low * k->vl, k->vl);
-                memset(to + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
+                memset(to, 0, (size_t)(left * k->vl) * sizeof(real));
+                k->channels_in(from + z * step[0] + y * step[1] + left * step[2] + c * o->stride[1], o->stride[1],
+                               step[2], o->channels - c, right - left, to + left * k->vl, k->vl);
+                memset(to + right * k->vl, 0, (size_t)((width - right) * k->vl) * sizeof(real));
             }
-        for (int64_t i = 0; i < run; i++) {
-            g.in = stage + i * outputs[2] * k->vl;
-            g.v = v + i * o->ld + c;
+        for (int64_t t = 0; t < run; t++) {
+            g.in = stage + t * outputs[2] * k->vl;
+            g.v = v + t * o->ld + c;
             o->transform(p->shape, &g);
         }
     }
@@ -143,7 +146,7 @@ int FC_NAME(fc_wgrad_winograd_sum)(const fc_wgrad *p, const real *in, const real
     const fc_kernels *k = l->kernels;
     const int points = points_of(p->shape);
     const int64_t channels = s->c1 - s->c0, lanes = round_up(s->k1 - s->k0, k->vl);
-    const int64_t tiles = l->batch * p->tiles_per_image, ldq_m = p->ldc * p->ldk + LINE;
+    const int64_t tiles = p->all_tiles, ldq_m = p->ldc * p->ldk + LINE;
     real *v = take(&workspace, points * (p->ldq_v + p->ldq_z) * (int64_t)sizeof(real)), *z = v + points * p->ldq_v;
     real *m = take(&workspace, points * ldq_m * (int64_t)sizeof(real));
     real *stage = take(&workspace, p->stage * (int64_t)sizeof(real));

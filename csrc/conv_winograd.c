@@ -37,8 +37,8 @@ static const struct {
 
 static int points_of(int shape) { return shapes[shape].points[0] * shapes[shape].points[1] * shapes[shape].points[2]; }
 
-/* One term, along each axis: its first input position for output 0, counted from the first tap; taps, at most r; bit a of
- * `shorter`: whether it has fewer than r along axis a. */
+/* One term, along each axis: its first input position in the sub-grid for output 0, counted from the first tap; taps, at
+ * most r; bit a of `shorter`: whether it has fewer than r along axis a. */
 typedef struct {
     int64_t first[3], taps[3];
     int shorter;
@@ -149,21 +149,21 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int points = points_of(p->shape);
-    int64_t per_image = 1;
+    p->tiles_per_grid = 1, p->all_tiles = l->batch;
     for (int a = 0; a < 3; a++) {
-        p->tiles[a] = ceil_div(l->out_size[a], shapes[p->shape].outputs[a]);
-        per_image *= p->tiles[a];
+        p->grids[a] = max64(min64(p->dilation[a], l->out_size[a]), 1);
+        p->tiles[a] = ceil_div(ceil_div(l->out_size[a], p->dilation[a]), shapes[p->shape].outputs[a]);
+        p->tiles_per_grid *= p->tiles[a], p->all_tiles *= p->tiles[a] * p->grids[a];
         p->first[a] = INT64_MAX;
         int64_t last = INT64_MIN;
         for (int64_t t = 0; t < l->taps; t++) {
             p->first[a] = min64(p->first[a], l->tap_at[3 * t + a]);
             last = max64(last, l->tap_at[3 * t + a]);
         }
-        p->extent[a] = last - p->first[a] + 1;
+        p->extent[a] = (last - p->first[a]) / p->dilation[a] + 1;
         p->parts[a] = cut_axis(p, a, NULL, NULL);
     }
     p->terms = p->parts[0] * p->parts[1] * p->parts[2];
-    p->tiles_per_image = per_image;
 
     part terms[FC_WINO_TERMS];
     list_terms(p, terms);
@@ -171,7 +171,7 @@ void FC_NAME(fc_wino_block)(fc_wino *p) {
     for (int64_t i = 0; i < p->terms; i++)
         for (int q = 0; q < points; q++) products += !(terms[i].shorter & at_infinity(p, q));
     p->depth = ceil_div(products * l->in_channels, points);
-    const int64_t tiles = l->batch * per_image;
+    const int64_t tiles = p->all_tiles;
 
     /* Rows of V hold whole vectors, and are skewed against each other where their distance would be a multiple of
      * 2 KB, so that points and tiles do not all fall into the same few sets of L1. */
@@ -210,7 +210,7 @@ static void taps_of(const fc_wino *p, const part *term, int64_t *tap_w) {
     for (int64_t t = 0; t < l->taps; t++) { /* in the order of their positions: gradients list them backwards */
         int64_t index = 0, inside = 1;
         for (int a = 0; a < 3; a++) {
-            const int64_t beyond = l->tap_at[3 * t + a] - p->first[a] - term->first[a];
+            const int64_t beyond = (l->tap_at[3 * t + a] - p->first[a]) / p->dilation[a] - term->first[a];
             inside = inside && beyond >= 0 && beyond % l->step[a] == 0 && beyond / l->step[a] < term->taps[a];
             index = index * r[a] + beyond / l->step[a];
         }
@@ -269,14 +269,24 @@ void FC_NAME(fc_wino_pack)(const fc_wino *p, const void *w, void *packed, int64_
     transform_weights(p, w, panel, c, min64(c + PIECE, p->l.in_channels), (real *)packed + panel * p->panel);
 }
 
-/* Where tile `tile` (of all images) begins: its image, and its first output along each axis. */
-static int64_t place(const fc_wino *p, int64_t tile, int64_t at[3]) {
-    int64_t i = tile % p->tiles_per_image;
+/* Where a tile lies along each axis: its first output in the sub-grid, the first output of the sub-grid, and its first
+ * input position, from which the others lie a sub-grid's step apart. */
+typedef struct {
+    int64_t image, at[3], residue[3], in[3];
+} place;
+
+static place place_of(const fc_wino *p, int64_t tile) {
+    place where;
+    int64_t i = tile % p->tiles_per_grid, grid = tile / p->tiles_per_grid;
     for (int a = 2; a >= 0; a--) {
-        at[a] = i % p->tiles[a] * shapes[p->shape].outputs[a];
+        where.at[a] = i % p->tiles[a] * shapes[p->shape].outputs[a];
         i /= p->tiles[a];
+        where.residue[a] = p->grids[a] == 1 ? 0 : grid % p->grids[a];
+        if (p->grids[a] > 1) grid /= p->grids[a];
+        where.in[a] = where.at[a] * p->l.step[a] * p->dilation[a] + where.residue[a] + p->first[a];
     }
-    return tile / p->tiles_per_image;
+    where.image = grid;
+    return where;
 }
 
 /* `ceil_div`, mostly without the division. */
@@ -287,12 +297,13 @@ static void input_nhwc(const fc_wino *p, const part *terms, const real *in, int6
     const fc_lattice *l = &p->l;
     fc_wino_input g = {.channels = l->in_channels, .ldq = p->ldq_v};
     for (int64_t tile = from; tile < to; tile++) {
-        int64_t at[3];
-        const real *image = in + place(p, tile, at) * l->in_stride[0];
+        const place where = place_of(p, tile);
+        const real *image = in + where.image * l->in_stride[0];
         for (int64_t i = 0; i < p->terms; i++) {
             g.in = image;
             for (int a = 0; a < 3; a++) {
-                const int64_t step = l->step[a], first = at[a] * step + p->first[a] + terms[i].first[a];
+                const int64_t step = l->step[a] * p->dilation[a];
+                const int64_t first = where.in[a] + terms[i].first[a] * p->dilation[a];
                 g.in += first * l->in_stride[a + 2];
                 g.stride[a] = step * l->in_stride[a + 2];
                 g.low[a] = first < 0 ? steps(-first, step) : 0;
@@ -311,29 +322,31 @@ static void input_any(const fc_wino *p, const part *terms, const real *in, int64
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int *points = shapes[p->shape].points, *outputs = shapes[p->shape].outputs;
+    const int64_t *d = p->dilation;
     fc_wino_input g = {.channels = k->vl, .ldq = p->ldq_v, .high = {points[0], points[1], points[2]}};
     for (int64_t tile = from, run; tile < to; tile += run) {
-        int64_t at[3];
-        const real *image = in + place(p, tile, at) * l->in_stride[0];
-        run = min64(to - tile, p->tiles[2] - at[2] / outputs[2]);
-        const int64_t width = row_width(p, run), x = at[2] * l->step[2] + p->first[2];
-        const int64_t low = min64(max64(-x, 0), width), high = max64(min64(l->in_size[2] - x, width), low);
+        const place where = place_of(p, tile);
+        const real *image = in + where.image * l->in_stride[0];
+        run = min64(to - tile, p->tiles[2] - where.at[2] / outputs[2]);
+        const int64_t width = row_width(p, run), x = where.in[2];
+        const int64_t low = min64(x < 0 ? steps(-x, d[2]) : 0, width);
+        const int64_t high = max64(min64(x < l->in_size[2] ? steps(l->in_size[2] - x, d[2]) : 0, width), low);
         g.stride[2] = l->step[2] * k->vl, g.stride[1] = width * k->vl, g.stride[0] = points[1] * g.stride[1];
         for (int64_t c = 0; c < l->in_channels; c += k->vl)
             for (int64_t rows = 0; rows < p->terms; rows += p->parts[2]) { /* terms that share their rows */
                 for (int z = 0; z < points[0]; z++)
                     for (int y = 0; y < points[1]; y++) {
                         real *row = stage + (z * points[1] + y) * width * k->vl;
-                        const int64_t iz = (at[0] + z) * l->step[0] + p->first[0] + terms[rows].first[0];
-                        const int64_t iy = (at[1] + y) * l->step[1] + p->first[1] + terms[rows].first[1];
+                        const int64_t iz = where.in[0] + (z * l->step[0] + terms[rows].first[0]) * d[0];
+                        const int64_t iy = where.in[1] + (y * l->step[1] + terms[rows].first[1]) * d[1];
                         if (iz < 0 || iz >= l->in_size[0] || iy < 0 || iy >= l->in_size[1]) {
                             memset(row, 0, (size_t)(width * k->vl) * sizeof(real));
                             continue;
                         }
                         memset(row, 0, (size_t)(low * k->vl) * sizeof(real));
                         k->channels_in(image + iz * l->in_stride[2] + iy * l->in_stride[3] +
-                                           (x + low) * l->in_stride[4] + c * l->in_stride[1],
-                                       l->in_stride[1], l->in_stride[4], l->in_channels - c, high - low,
+                                           (x + low * d[2]) * l->in_stride[4] + c * l->in_stride[1],
+                                       l->in_stride[1], l->in_stride[4] * d[2], l->in_channels - c, high - low,
                                        row + low * k->vl, k->vl);
                         memset(row + high * k->vl, 0, (size_t)((width - high) * k->vl) * sizeof(real));
                     }
@@ -393,16 +406,20 @@ static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, in
     const int in_place = l->out_stride[1] == 1;
     fc_wino_output g = {.ldq = p->ldq_m, .relu = p->relu, .check = check};
     for (int64_t tile = from, run; tile < to; tile += run) {
-        int64_t at[3], count[3];
-        real *image = out + place(p, tile, at) * l->out_stride[0];
+        const place where = place_of(p, tile);
+        real *image = out + where.image * l->out_stride[0];
+        int64_t count[3], stride[3], left = 1; /* outputs from the tile on; how many there are of those of the tile */
         for (int a = 0; a < 3; a++) {
-            count[a] = min64(outputs[a], l->out_size[a] - at[a]);
-            image += at[a] * l->out_stride[a + 2];
+            count[a] = steps(l->out_size[a] - where.residue[a], p->dilation[a]) - where.at[a];
+            image += (where.at[a] * p->dilation[a] + where.residue[a]) * l->out_stride[a + 2];
+            stride[a] = p->dilation[a] * l->out_stride[a + 2];
+            left *= max64(min64(outputs[a], count[a]), 0);
         }
-        run = in_place ? 1 : min64(to - tile, p->tiles[2] - at[2] / outputs[2]);
+        run = in_place ? 1 : min64(to - tile, p->tiles[2] - where.at[2] / outputs[2]);
+        if (!left) continue; /* of a sub-grid that has fewer outputs than others */
         if (in_place) {
             g.m = m + (tile - from) * k->nr, g.n = channels, g.bias = bias, g.out = image;
-            for (int a = 0; a < 3; a++) g.stride[a] = l->out_stride[a + 2], g.count[a] = count[a];
+            for (int a = 0; a < 3; a++) g.stride[a] = stride[a], g.count[a] = min64(outputs[a], count[a]);
             k->wino_output(p->shape, &g);
             continue;
         }
@@ -416,12 +433,11 @@ static void output(const fc_wino *p, const real *m, int64_t from, int64_t to, in
                 g.out = stage + t * outputs[2] * k->vl;
                 k->wino_output(p->shape, &g);
             }
-            for (int64_t z = 0; z < count[0]; z++)
-                for (int64_t y = 0; y < count[1]; y++)
-                    k->channels_out(stage + (z * outputs[1] + y) * width * k->vl, k->vl, channels - c,
-                                    min64(width, l->out_size[2] - at[2]),
-                                    image + z * l->out_stride[2] + y * l->out_stride[3] + c * l->out_stride[1],
-                                    l->out_stride[1], l->out_stride[4]);
+            for (int64_t z = 0; z < min64(outputs[0], count[0]); z++)
+                for (int64_t y = 0; y < min64(outputs[1], count[1]); y++)
+                    k->channels_out(
+                        stage + (z * outputs[1] + y) * width * k->vl, k->vl, channels - c, min64(width, count[2]),
+                        image + z * stride[0] + y * stride[1] + c * l->out_stride[1], l->out_stride[1], stride[2]);
         }
     }
 }
@@ -435,7 +451,7 @@ int FC_NAME(fc_wino_run)(const fc_wino *p, const void *in_, const void *weights,
     const int64_t group = task / p->panel_blocks / p->blocks;
     const real *in = (const real *)in_ + l->in_offset + group * l->in_channels * l->in_stride[1];
     real *out = (real *)out_ + l->out_offset + group * l->out_channels * l->out_stride[1];
-    const int64_t from = block * p->block_tiles, to = min64(from + p->block_tiles, l->batch * p->tiles_per_image);
+    const int64_t from = block * p->block_tiles, to = min64(from + p->block_tiles, p->all_tiles);
 
     char *w = workspace;
     real *v = take(&w, points * p->ldq_v * (int64_t)sizeof(real));

@@ -152,6 +152,11 @@ int fc_pixels_run(const fc_pixels *p, const void *in, const void *packed, const 
  *      taps   0 1 2      part 0: taps 0 and 2, on inputs  0 2 4 6 ..
  *                        part 1: tap  1,       on inputs  1 3 5 7 ..
  *
+ * With dilation d, step 1, the outputs fall into sub-grids, which see every d-th input and are as images of their own:
+ *
+ *      d = 2        out  0   2   4        1   3   5
+ *                   in   0   2   4   6    1   3   5   7
+ *
  * A term is a part of each axis, a convolution with step 1 and at most r taps; all of them are summed before the way
  * back.  Parts of fewer than r taps have zeros in the last transformed weight (the point at infinity), which is skipped.
  *
@@ -166,14 +171,16 @@ int fc_pixels_run(const fc_pixels *p, const void *in, const void *packed, const 
 typedef struct {
     fc_lattice l;
     int relu;
-    int shape;                   /* row of winograd.def */
-    int64_t min_tasks;           /* threads, that tasks are to keep busy; changes no result */
-    int raw;                     /* weights come as they are, so that tasks may transform them; changes no result */
-    int fused;                   /* they do, and nothing is to be packed */
-    int64_t first[3], extent[3]; /* input position of the first tap for output 0; positions that taps span */
-    int64_t parts[3], terms;     /* of the taps of each axis; parts[0] * parts[1] * parts[2] */
-    int64_t depth;               /* mean terms x channels of a point's product */
-    int64_t tiles[3], tiles_per_image, block_tiles, blocks;
+    int shape;                     /* row of winograd.def */
+    int64_t min_tasks;             /* threads, that tasks are to keep busy; changes no result */
+    int raw;                       /* weights come as they are, so that tasks may transform them; changes no result */
+    int fused;                     /* they do, and nothing is to be packed */
+    int64_t dilation[3], grids[3]; /* of the taps; sub-grids of outputs along an axis: dilation, or fewer */
+    int64_t first[3],
+        extent[3];           /* input position of the first tap for output 0; positions in a sub-grid that taps span */
+    int64_t parts[3], terms; /* of the taps of each axis; parts[0] * parts[1] * parts[2] */
+    int64_t depth;           /* mean terms x channels of a point's product */
+    int64_t tiles[3], tiles_per_grid, all_tiles, block_tiles, blocks; /* of a sub-grid; of all of them and all images */
     int64_t panels, panels_per_task, panel_blocks;
     int64_t panel; /* elements of the transformed weights of one */
     int64_t term_width, ldv, ldq_u, ldq_v, ldq_m, stage;
@@ -183,7 +190,7 @@ typedef struct {
 /* Terms of a convolution by Winograd, and taps of one part. */
 enum { FC_WINO_TERMS = 64, FC_WINO_TAPS = 5 };
 
-/* Fills in the blocking from `l`, `relu`, `shape`, `min_tasks` and `raw`. */
+/* Fills in the blocking from `l`, `relu`, `shape`, `dilation`, `min_tasks` and `raw`. */
 void fc_wino_block(fc_wino *p);
 void fc_wino_pack(const fc_wino *p, const void *w, void *packed, int64_t task);
 int fc_wino_run(const fc_wino *p, const void *in, const void *weights, const void *bias, void *out, void *workspace,
@@ -252,6 +259,7 @@ enum { FC_WGRAD_DIRECT, FC_WGRAD_IM2COL, FC_WGRAD_WINOGRAD, FC_WGRAD_CHANNELWISE
 typedef struct {
     fc_lattice l;
     int form, shape;                        /* shape: of Winograd, a row of winograd.def */
+    int64_t dilation[3], grids[3];          /* of Winograd: sub-grids, as in fc_wino */
     int64_t block_channels, channel_blocks; /* of dw */
     int64_t block_out, out_blocks, ldk;     /* out channels of a block, in whole vectors */
     int64_t units, min_units, splits;       /* min_units: that a split is worth */
@@ -259,12 +267,12 @@ typedef struct {
     int64_t box[4], boxes[4];               /* image, depth, height, width */
     int64_t group, group_out;               /* channelwise: channels of a group */
     int64_t merged, strips, pitch, stage;   /* merged: taps of a run of rows; stage: elements of a strip's copy */
-    int64_t tiles[3], tiles_per_image, block_tiles, ldc, ldq_v, ldq_z;
+    int64_t tiles[3], tiles_per_grid, all_tiles, block_tiles, ldc, ldq_v, ldq_z;
     int64_t tasks, merge_tasks;
     int64_t partial_bytes, workspace_bytes, merge_bytes;
 } fc_wgrad;
 
-/* Fills in the blocking from `l`, `form` and `shape`. */
+/* Fills in the blocking from `l`, `form`, `shape` and `dilation`. */
 void fc_wgrad_block(fc_wgrad *p);
 /* One task: writes dw if splits == 1, else its part of `partial`. */
 int fc_wgrad_run(const fc_wgrad *p, const void *in, const void *dy, void *dw, void *partial, void *workspace,

@@ -84,6 +84,11 @@ def channels(p: ConvProblem, op: str) -> tuple[int, int]:
     return (k, c) if op == "conv_input_grad" else (c, k)
 
 
+def dilation(p: ConvProblem) -> tuple[int, ...]:
+    """The dilation of axes along which the kernel has several taps; 1 along the others."""
+    return tuple(d if k > 1 else 1 for d, k in zip(p.dilation, p.kernel, strict=True))
+
+
 def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     """Predicted cycles of the direct algorithm: lanes are output channels, NCHW is transposed on its way in and out."""
     lanes = _cpu.vector_lanes(isa, p.dtype)
@@ -172,13 +177,13 @@ def clock() -> float:
 def winograd_phases(p: ConvProblem, op: str, shape: Shape) -> tuple[tuple[Phase, ...], ...]:
     """The phases of each axis: one in a forward pass, `stride` of them in a data gradient."""
     axes = []
-    for n, m, kernel, stride, dilation, taps in zip(
-            p.in_size, p.out_size, p.kernel, p.stride, p.dilation, shape.kernel, strict=True):
+    for n, m, kernel, stride, apart, taps in zip(
+            p.in_size, p.out_size, p.kernel, p.stride, dilation(p), shape.kernel, strict=True):
         cut = _cut(kernel, stride, taps)
         if op == "conv_input_grad":
-            axes.append(tuple(Phase(_ceil_div(_ceil_div(n, stride), dilation), parts) for parts in cut))
+            axes.append(tuple(Phase(_ceil_div(_ceil_div(n, stride), apart), parts) for parts in cut))
         else:
-            axes.append((Phase(_ceil_div(m, dilation), tuple(itertools.chain(*cut))),))
+            axes.append((Phase(_ceil_div(m, apart), tuple(itertools.chain(*cut))),))
     return tuple(axes)
 
 
@@ -196,10 +201,10 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     lanes = _cpu.vector_lanes(isa, p.dtype)
     rows, columns = _cpu.tile(isa, p.dtype)
     read, written = channels(p, op)
-    size = p.in_size if op == "conv_input_grad" else p.out_size
-    grids = math.prod(min(d, n) for d, n in zip(p.dilation, size, strict=True) if n)
+    grids = _grids(p, p.in_size if op == "conv_input_grad" else p.out_size)
     points, axes = math.prod(shape.points), winograd_phases(p, op, shape)
-    tiles, terms, multiplied = (max(batch, 1) * math.prod(sum(per_axis) for per_axis in counted) for counted in zip(*(
+    images = max(batch, 1) * grids
+    tiles, terms, multiplied = (images * math.prod(sum(per_axis) for per_axis in counted) for counted in zip(*(
         _count(phases, m, n, r)
         for phases, m, n, r in zip(axes, shape.outputs, shape.points, shape.kernel, strict=True)), strict=True))
     height = tiles / max(_ceil_div(tiles, rows), 1)  # strips of few rows load more than they compute
@@ -220,13 +225,13 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     crowded = 1.0
     if shape.points[0] > 1:
         crowded = CROWDED * (CROWDED_PHASES if any(len(phases) > 1 for phases in axes) else 1)
-    computing = grids * (max(products, _read(weights, _ceil_div(tiles, block))) + transforms) * crowded
+    computing = (max(products, _read(weights, _ceil_div(tiles, block))) + transforms) * crowded
     if packed:
         return p.groups * computing
     each = WEIGHT_CYCLES * (CROWDED_WEIGHTS if shape.points[0] > 1 else 1)
     apart = computing + vectors * (each + (MEMORY_CYCLES if p.groups * weights > PACKED_NEAR_BYTES else 0))
     fused = (products + transforms) * crowded + vectors * each * max(_ceil_div(tiles, max(far, block)), 1)
-    return p.groups * (min(apart, fused) if grids == 1 and p.groups * written > columns else apart)
+    return p.groups * (min(apart, fused) if p.groups * written > columns else apart)
 
 
 def packing(p: ConvProblem, op: str, isa: str) -> float:
@@ -236,6 +241,11 @@ def packing(p: ConvProblem, op: str, isa: str) -> float:
     weights = p.taps * read * _round_up(written, columns) * p.groups
     memory = MEMORY_CYCLES if weights * (4 if p.dtype == "float32" else 8) > PACKED_NEAR_BYTES else 0
     return weights / lanes * (PACK_CYCLES + memory)
+
+
+def _grids(p: ConvProblem, size: tuple[int, ...]) -> int:
+    """Sub-grids into which a dilation cuts what is written."""
+    return math.prod(max(min(d, n), 1) for d, n in zip(dilation(p), size, strict=True))
 
 
 def _count(phases: tuple[Phase, ...], outputs: int, points: int, taps: int) -> tuple[list[int], list[int], list[int]]:
@@ -254,7 +264,8 @@ def _rate(isa: str) -> int:
 def _winograd_weight_grad(p: ConvProblem, isa: str, shape: Shape, batch: int) -> float:
     lanes = _cpu.vector_lanes(isa, p.dtype)
     read, written = channels(p, "conv_weight_grad")
-    tiles = max(batch, 1) * math.prod(_ceil_div(n, m) for n, m in zip(p.out_size, shape.outputs, strict=True))
+    tiles = max(batch, 1) * _grids(p, p.out_size) * math.prod(
+        _ceil_div(_ceil_div(n, d), m) for n, d, m in zip(p.out_size, dilation(p), shape.outputs, strict=True))
     points = math.prod(shape.points)
     side = math.isqrt(WGRAD_SUM_BYTES // (4 if p.dtype == "float32" else 8) // points) // lanes * lanes
     # Each block of dw transforms its operands anew, and each of its tasks its sums.

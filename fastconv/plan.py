@@ -19,8 +19,6 @@ from fastconv.tables import human
 SMALL = 1_500_000
 # The same where loads and stores are most of the work.
 SMALL_CHANNELWISE = 400_000
-# A dilated convolution is this many undilated ones at most, before their planning takes longer than it saves.
-MAX_SUBGRIDS = 64
 # Parts into which Winograd cuts a kernel; bytes of its transformed weights beyond 4 times the weights (8 times in 3D).
 MAX_WINOGRAD_TERMS = 16
 MAX_WINOGRAD_BYTES = 18 << 20
@@ -168,13 +166,10 @@ def _winograd_refuses(r: Request) -> Verdict:
     p = r.problem
     if r.exact:
         return "config(exact=True) forbids it: it rounds more than the plain sum"
-    if r.op == "conv_weight_grad" and (p.dilation != (1, 1, 1) or p.stride != (1, 1, 1)):
-        return (f"its weight gradient needs stride 1 and dilation 1, and they are {_seen(p, p.stride)} and "
-                f"{_seen(p, p.dilation)}")
-    if p.dilation != (1, 1, 1) and p.stride != (1, 1, 1):
+    if r.op == "conv_weight_grad" and p.stride != (1, 1, 1):
+        return f"its weight gradient needs stride 1, and it is {_seen(p, p.stride)}"
+    if costs.dilation(p) != (1, 1, 1) and p.stride != (1, 1, 1):
         return f"it needs stride 1 or dilation 1, and they are {_seen(p, p.stride)} and {_seen(p, p.dilation)}"
-    if math.prod(p.dilation) > MAX_SUBGRIDS:
-        return f"dilation {_seen(p, p.dilation)} makes {math.prod(p.dilation)} sub-grids, more than {MAX_SUBGRIDS}"
     if not r.shapes:
         if r.op == "conv_weight_grad":
             kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
@@ -230,12 +225,9 @@ def _winograd(r: Request) -> tuple[Any, bool]:
     if r.op == "conv_weight_grad":
         return _weight_grad(r, "winograd", shape)
     lattices, covered = _lattices(r)
-    if p.dilation != (1, 1, 1):
-        lattices = lattice.undilated(lattices[0], p.dilation)
     tasks = -(-r.threads // max(len(lattices), 1))
-    raw = not r.packed and p.dilation == (1, 1, 1)  # sub-grids share transformed weights
-    parts = [_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, tasks, raw) for part in lattices]
-    return _cpu.ConvPlan(parts, one_packing=p.stride == (1, 1, 1)), covered
+    return _cpu.ConvPlan([_cpu.winograd_part(part, r.isa, p.dtype == "float64", shape, r.relu, costs.dilation(p), tasks,
+                                             not r.packed) for part in lattices]), covered
 
 
 # ---- Channelwise (depthwise) -------------------------------------------------------------------------------------
@@ -359,8 +351,8 @@ def _weight_grad(r: Request, form: str, shape: int = 0) -> tuple[Any, bool]:
     p = r.problem
     if _pointwise(p) and p.groups == 1 and 2 * p.out_channels <= _cpu.vector_lanes(r.isa, p.dtype) < p.in_channels:
         # Few out channels leave lanes empty; x and dy may change places.
-        return _cpu.WeightGradPlan(lattice.swapped(p), r.isa, p.dtype == "float64", form, shape, True), True
-    return _cpu.WeightGradPlan(lattice.forward(r.problem), r.isa, r.problem.dtype == "float64", form, shape), True
+        return _cpu.WeightGradPlan(lattice.swapped(p), r.isa, p.dtype == "float64", form, swapped=True), True
+    return _cpu.WeightGradPlan(lattice.forward(p), r.isa, p.dtype == "float64", form, shape, costs.dilation(p)), True
 
 
 def _lattices(r: Request) -> tuple[tuple[lattice.Lattice, ...], bool]:

@@ -63,6 +63,7 @@ cdef extern from "fastconv.h" nogil:
     ctypedef struct fc_wino:
         fc_lattice l
         int relu, shape, raw, fused
+        int64_t dilation[3]
         int64_t min_tasks, tasks, pack_tasks, packed_bytes, workspace_bytes
 
     void fc_wino_block(fc_wino *p)
@@ -90,6 +91,7 @@ cdef extern from "fastconv.h" nogil:
     ctypedef struct fc_wgrad:
         fc_lattice l
         int form, shape
+        int64_t dilation[3]
         int64_t splits, tasks, merge_tasks, partial_bytes, workspace_bytes, merge_bytes
 
     void fc_wgrad_block(fc_wgrad *p)

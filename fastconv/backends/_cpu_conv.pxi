@@ -128,14 +128,17 @@ def pixels_part(lattices, str isa, bint is_double, bint relu, int min_tasks):
     return part
 
 
-def winograd_part(lattice, str isa, bint is_double, int shape, bint relu, int min_tasks, bint raw):
+def winograd_part(lattice, str isa, bint is_double, int shape, bint relu, dilation, int min_tasks, bint raw):
     """Winograd's minimal filtering, `shape` being a row of `winograd_shapes`.
 
     With `raw`, weights come as they are, and tasks may transform them, as much as they need at a time.
     """
     cdef Part part = Part()
+    cdef int axis
     cdef fc_wino *p = <fc_wino *>part.new_plan(sizeof(fc_wino), lattice, isa, is_double, False)
     p.l, p.relu, p.shape, p.min_tasks, p.raw = part.lattice.l, relu, shape, min_tasks, raw
+    for axis in range(3):
+        p.dilation[axis] = dilation[axis]
     fc_wino_block(p)
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
     part.calls.pack, part.calls.run, part.calls.fused = <PackTask>fc_wino_pack, <RunTask>fc_wino_run, p.fused
@@ -186,10 +189,7 @@ cdef struct Share:
 
 
 cdef class ConvPlan:
-    """Parts that write disjoint pieces of one output: forward pass, data gradient or transposed convolution.
-
-    With `one_packing`, all parts have the same taps, and the weights are packed once for all of them.
-    """
+    """Parts that write disjoint pieces of one output: forward pass, data gradient or transposed convolution."""
     cdef list parts
     cdef PartCalls *calls
     cdef size_t workspace
@@ -199,7 +199,7 @@ cdef class ConvPlan:
     cdef readonly tuple layout
     cdef bint fused
 
-    def __cinit__(self, parts, bint one_packing=False):
+    def __cinit__(self, parts):
         cdef Part part
         cdef Py_ssize_t i
         self.parts = list(parts)
@@ -210,12 +210,9 @@ cdef class ConvPlan:
             self.calls[i] = part.calls
             self.fused |= part.calls.fused
             self.tasks += part.calls.tasks
-            if one_packing and i > 0:
-                self.calls[i].packed_at = self.calls[i].pack_tasks = 0
-            else:
-                self.calls[i].packed_at = self.packed_bytes
-                self.pack_tasks += part.calls.pack_tasks
-                self.packed_bytes += (part.packed_bytes + 63) & ~63
+            self.calls[i].packed_at = self.packed_bytes
+            self.pack_tasks += part.calls.pack_tasks
+            self.packed_bytes += (part.packed_bytes + 63) & ~63
             self.workspace = max(self.workspace, <size_t>part.workspace_bytes)
         self.layout = tuple([(<Part>part).layout for part in self.parts])
 

@@ -9,7 +9,8 @@ cdef dict _WGRAD_FORMS = {
 
 
 cdef class WeightGradPlan:
-    """The weight gradient over one lattice; `form` is the name of a row of the plan's table, `shape` Winograd's.
+    """The weight gradient over one lattice; `form` is the name of a row of the plan's table, `shape` and `dilation`
+    are Winograd's.
 
     `swapped`: the lattice has x and dy in each other's place.
     """
@@ -17,12 +18,16 @@ cdef class WeightGradPlan:
     cdef fc_wgrad plan
     cdef bint swapped
 
-    def __cinit__(self, lattice, str isa, bint is_double, str form, int shape=0, bint swapped=False):
+    def __cinit__(self, lattice, str isa, bint is_double, str form, int shape=0, dilation=(1, 1, 1),
+                  bint swapped=False):
+        cdef int axis
         self.swapped = swapped
         self.lattice = _Lattice(lattice, isa, is_double, False)
         memset(&self.plan, 0, sizeof(fc_wgrad))
         self.plan.l = self.lattice.l
         self.plan.form, self.plan.shape = _WGRAD_FORMS[form], shape
+        for axis in range(3):
+            self.plan.dilation[axis] = dilation[axis]
         fc_wgrad_block(&self.plan)
 
     @property

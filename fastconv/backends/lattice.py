@@ -134,29 +134,6 @@ def width_phases(p: ConvProblem) -> int:
     return len(_phases_of_axis(p.in_size[2], p.kernel[2], p.stride[2], p.dilation[2], p.pad_lo[2]))
 
 
-def undilated(lattice: Lattice, dilation: tuple[int, ...]) -> tuple[Lattice, ...]:
-    """A dilated lattice with step 1 as lattices that are not dilated: one for each residue of the output position.
-
-    With dilation 2, even outputs see only inputs of one parity, and odd outputs those of the other:
-
-        out  0   2   4        1   3   5
-        in   0   2   4   6    1   3   5   7
-    """
-    base = [min(axis) for axis in zip(*lattice.tap_at, strict=True)]
-    parts = []
-    for phase in itertools.product(*(range(min(d, n)) for d, n in zip(dilation, lattice.out_size, strict=True))):
-        shift, residue = zip(*(divmod(f + b, d) for f, b, d in zip(phase, base, dilation, strict=True)), strict=True)
-        parts.append(lattice._replace(
-            in_size=tuple(max(-(-(n - r) // d), 0) for n, r, d in zip(lattice.in_size, residue, dilation, strict=True)),
-            out_size=tuple(-(-(n - f) // d) for n, f, d in zip(lattice.out_size, phase, dilation, strict=True)),
-            tap_at=tuple(tuple((t - b) // d + s for t, b, d, s in zip(tap, base, dilation, shift, strict=True))
-                         for tap in lattice.tap_at),
-            in_strides=_times(lattice.in_strides, dilation), out_strides=_times(lattice.out_strides, dilation),
-            in_offset=lattice.in_offset + _dot(residue, lattice.in_strides[2:]),
-            out_offset=lattice.out_offset + _dot(phase, lattice.out_strides[2:])))
-    return tuple(parts)
-
-
 def _times(strides: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
     return (*strides[:2], *(s * f for s, f in zip(strides[2:], factors, strict=True)))
 
