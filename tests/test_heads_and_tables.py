@@ -137,10 +137,41 @@ def test_options_that_the_network_does_not_have(tmp_path, table_npz):
         run.Run(run.Recipe("resnet18", str(table_npz), {"depht": 3}))
 
 
-def test_covariates_refuse_heads_that_would_be_lost():
-    net = models.googlenet(1, 2, auxiliary=True, variant="torchvision", width=0.1, rng=0)
-    with pytest.raises(ValueError, match="auxiliary heads aux1, aux2, which would be lost"):
-        models.WithCovariates(net, 2)
+def test_covariates_keep_auxiliary_heads(tmp_path):
+    """Heads see the image alone and give the same as without a table; both move in training, as the table's columns."""
+    images = np.random.default_rng(0).standard_normal((4, 1, 40, 40)).astype(np.float32)
+    table = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    backbone = models.googlenet(1, 2, auxiliary=True, variant="torchvision", width=0.1, dropout=0.0, rng=0)
+    for _, layer in backbone.named_layers():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    (_, *expected), _ = backbone.forward(images)
+    net = models.WithCovariates(backbone, 3, rng=0)
+    (logits, *heads), backward = net.forward((images, table))
+    assert len(heads) == 2
+    for head, alone in zip(heads, expected, strict=True):
+        np.testing.assert_array_equal(head, alone)
+    ones = np.ones_like(logits)
+    parts = [backward(dys) for dys in ((ones, None, None), (None, ones, None), (None, None, ones))]
+    net.zero_grad()
+    whole = backward((ones, ones, ones))
+    assert all((part[0] != 0).any() for part in parts)
+    assert (parts[0][1] != 0).any() and not parts[1][1].any()
+    assert_close(whole[0], sum(part[0] for part in parts), 10_000)  # through some 60 layers
+    assert_close(whole[1], parts[0][1], 100)
+
+    train, test = striped(48, size=40), striped(16, size=40, seed=1)
+    path = write_npz(tmp_path / "s.npz", x_train=train.images[:, 0], y_train=train.labels,
+                     x_test=test.images[:, 0], y_test=test.labels,
+                     train_table=np.ones((48, 2), np.float32) * np.arange(48)[:, None], test_table=np.ones((16, 2)))
+    training = run.Run(run.Recipe("googlenet", str(path), {"auxiliary": True, "variant": "torchvision", "width": 0.1},
+                                  epochs=1, batch_size=16, val_fraction=0.2))
+    before = training.model.state_dict()
+    training.train(tmp_path / "a.npz")
+    after = training.model.state_dict()
+    for name in ("join.image.aux1.conv.conv.weight", "join.image.conv1.conv.weight", "head.fc1.weight"):
+        assert (before[name] != after[name]).any(), name
+    assert training.test().probabilities.shape == (16, 2)
 
 
 class TestUnreadGradient:

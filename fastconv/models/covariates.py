@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -96,13 +96,17 @@ class WithCovariates(Sequential):
         Units of a hidden layer that sees both; it takes the place of the backbone's fully-connected layers, with a
         linear layer for the classes after it. None keeps those layers and gives the first one columns for the
         covariates. Where it is the only one (as in ResNet) image and covariates can then only add up.
+
+    Auxiliary heads of the backbone (GoogLeNet's) stay, and see the image alone: what they are there for is the gradient
+    that they give to its features. ``forward`` gives their outputs behind that of the whole, as `WithHeads` does.
+
     rng : Generator, int or None
         Source of the new weights.
 
     Raises
     ------
     ValueError
-        If the backbone has no `Flatten` followed by linear layers, or has auxiliary heads.
+        If the backbone has no `Flatten` followed by linear layers, or an auxiliary head behind that `Flatten`.
 
     Examples
     --------
@@ -112,11 +116,9 @@ class WithCovariates(Sequential):
     """
 
     def __init__(self, backbone: Sequential, n_covariates: int, *, hidden: int | None = 64, rng: Rng = None) -> None:
-        if isinstance(backbone, WithHeads) and backbone.heads:
-            raise ValueError(f"WithCovariates: backbone has the auxiliary heads {', '.join(backbone.heads)}, which "
-                             "would be lost: its layers are taken apart. Hint: auxiliary=False")
-        names = [name for name, _ in backbone.children()]
-        flats = [name for name, layer in backbone.children() if isinstance(layer, Flatten)]
+        heads = backbone.heads if isinstance(backbone, WithHeads) else {}
+        names = [name for name, _ in backbone.children() if name not in heads]
+        flats = [name for name in names if isinstance(backbone[name], Flatten)]
         split = names.index(flats[-1]) + 1 if flats else 0
         linears = [layer for _, layer in backbone[split:].named_layers() if isinstance(layer, Linear)]
         if not flats or not linears:
@@ -136,8 +138,27 @@ class WithCovariates(Sequential):
                               fc2=Linear(hidden, last.out_features, dtype=dtype, rng=rng))
             init.initialize(head, init.he_normal, rng)
         standardise = Standardise(n_covariates, dtype)
-        super().__init__(join=Concat(image=backbone[:split], covariates=standardise), head=head)
+        image = WithHeads({name: backbone[name] for name in names[:split]}, heads)
+        super().__init__(join=Concat(image=image, covariates=standardise), head=head)
         self._standardise = standardise
+
+    def forward(self, x: Any) -> tuple[Any, Backward]:
+        """Run on ``(images, covariates)``; with auxiliary heads gives ``(y, head1, ...)``. See `Layer.forward`."""
+        image, standardise = cast(Concat, self["join"])
+        if not cast(WithHeads, image).heads:
+            return super().forward(x)
+        images, table = x
+        (features, *auxiliary), image_step = image.forward(images)
+        values, table_step = standardise.forward(table)
+        y, head_step = self["head"].forward(np.concatenate([features, values], 1))
+
+        def backward(dys: tuple[Array | None, ...]) -> tuple[Array | None, Array]:
+            joined = np.zeros((len(y), features.shape[1] + values.shape[1]), y.dtype) if dys[0] is None else (
+                head_step(dys[0]))
+            split = features.shape[1]
+            return image_step((joined[:, :split], *dys[1:])), table_step(joined[:, split:])
+
+        return (y, *auxiliary), backward
 
     def fit(self, covariates: Array) -> None:
         """Take mean and standard deviation of each covariate from the training set.
