@@ -306,3 +306,42 @@ def test_each_dimension_has_a_real_signature(kind: str, ndim: int) -> None:
     assert list(inspect.signature(fixed).parameters.values()) == expected
     assert "Parameters" in fixed.__doc__
     assert [p.name for p in expected][: len(PARAMETERS[kind])] == PARAMETERS[kind]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [
+        ((5, 13, 10, 10), 2, 2, 0),  # windows that tile the input, planes of all images together
+        ((3, 17, 9, 7), 3, 2, 1),
+        ((2, 20, 28, 28), 3, 1, 1),
+        ((1, 16, 101, 110), 3, 2, 1),  # a forward pass in bands of rows
+        ((1, 33, 130), 4, 4, 0),
+        ((2, 9, 20, 21, 22), (3, 2, 3), (2, 1, 2), 1),  # and of slices
+    ],
+)
+def test_memory_orders_agree(shape, kernel, stride, padding, dtype):
+    """Short rows of contiguous memory are pooled as lanes of planes; images need not lie side by side."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, shape).astype(dtype)  # with ties
+    x[0, 1].flat[::7] = np.nan
+    finite = rng.standard_normal(shape).astype(dtype)
+    args = (kernel, stride, padding)
+    last, finite_last = to_channels_last(x), to_channels_last(finite)
+    spaced = np.full((shape[0], shape[1] + 2, *shape[2:]), np.nan, dtype)[:, 1:-1]
+    spaced[...] = x
+    for contiguous in (x, spaced):
+        y = F.max_pool(contiguous, *args)
+        np.testing.assert_array_equal(y, F.max_pool(last, *args))
+        dy = rng.standard_normal(y.shape).astype(dtype)
+        expected = F.max_pool_grad(dy, F.max_pool(last, *args, return_indices=True)[1], shape)
+        out = np.full(shape, np.nan, dtype)
+        assert_close(F.max_pool_input_grad(dy, contiguous, y, *args, out=out), expected, 27)
+    assert_close(F.avg_pool(finite, *args), F.avg_pool(finite_last, *args), 27)
+    assert_close(F.avg_pool_grad(dy, shape, *args, out=out), F.avg_pool_grad(to_channels_last(dy), shape, *args), 27)
+    y = F.lp_pool(finite, 2, kernel, stride)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    y_last = F.lp_pool(finite_last, 2, kernel, stride)
+    assert_close(y, y_last, 27)
+    assert_close(F.lp_pool_grad(dy, finite, y, 2, kernel, stride, out=out),
+                 F.lp_pool_grad(to_channels_last(dy), finite_last, y_last, 2, kernel, stride), 27)

@@ -136,10 +136,10 @@ def test_resnet18_3d_on_adrenal_glands(tmp_path, capsys):
 
 @long
 def test_resnet18_on_chest_x_rays(tmp_path, capsys):
-    """0.929 to 0.956 in three runs that round differently, from 3,882 training images.
+    """0.963 and 0.973 with seeds 0 and 1, from 3,882 training images.
 
-    MedMNIST's own has 0.944 from 4,708 and 100 epochs (Yang et al. 2023).
+    MedMNIST's own has 0.944 from 4,708 and 100 epochs (Yang et al. 2023). Six epochs gave 0.929 to 0.956.
     """
     auc, _ = train(capsys, tmp_path, "--model", "resnet18", "--data", data_file("pneumoniamnist_3882.npz"), "--epochs",
-                   "6", "--augment", "shift", "--select", "auc")
+                   "12", "--augment", "shift", "--select", "auc")
     assert auc >= 0.93
