@@ -84,6 +84,7 @@ CONVS = {
     "stride above input": conv((2, 4, 5, 6), (8, 4, 3, 3), stride=9, padding=1),
     "dilation 2": conv((1, 8, 11, 13), (8, 8, 3, 3), padding=2, dilation=2),
     "dilation 3x1": conv((1, 4, 17, 9), (8, 4, 3, 2), padding=(3, 0), dilation=(3, 1)),
+    "dilation above output": conv((2, 17, 12, 13), (33, 17, 3, 3), padding=1, dilation=5),
     "dilation 2 stride 2": conv((1, 4, 13, 15), (8, 4, 3, 3), 2, 2, 2),
     "dilation 3 stride 2": conv((1, 4, 13, 15), (8, 4, 3, 2), 2, 3, 3),
     "dilation 4 stride 6": conv((1, 4, 21, 25), (8, 4, 3, 2), 6, 3, 4),

@@ -94,7 +94,7 @@ def winograd_may_refuse(op, case, layout):
     kernel = (1,) * (5 - len(case.w)) + case.w[2:]
     strided, dilated = ({*sizes} != {1} for sizes in (case.stride, case.dilation))
     if op == "conv_weight_grad":
-        return strided or dilated or kernel not in WINOGRAD_GRADIENT_KERNELS
+        return strided or kernel not in WINOGRAD_GRADIENT_KERNELS
     axes = tuple(k > 1 for k in kernel)
     taps = max(-(-k // s) for k, s in zip(case.w[2:], case.stride, strict=True))  # of a phase
     no_tile = axes not in WINOGRAD_AXES or taps == 1 or (taps == 2 and axes in WINOGRAD_AXES_OF_3_TAPS)
