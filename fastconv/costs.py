@@ -25,6 +25,8 @@ PRODUCT_TERMS = 14
 # again in phases, whose transforms and outputs are spread further; transforms of weights suffer most.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
+# What transforms take longer in sub-grids of a dilated convolution.
+SPREAD = 3.0
 # Cycles to load a vector of which only some channels exist, in channels_last.
 PARTIAL_CYCLES = 19.0
 # What a multiply-add takes longer in groups of several channels, whose lanes are picked.
@@ -214,6 +216,12 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
         terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
                  + (PARTIAL_CYCLES if _from(p, op)[1] == 1 and read % lanes else 0))
         + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
+    if grids > 1:  # pixels lie in pages of their own, and in NCHW are gathered one by one
+        transforms *= SPREAD
+        if dilation(p)[2] > 1:
+            gathered = terms * points * read * (_from(p, op)[1] != 1)
+            gathered += tiles * math.prod(shape.outputs) * written * (_to(p, op)[1] != 1)
+            transforms += STRIDED_GATHER_CYCLES * gathered / lanes
     itemsize = 4 if p.dtype == "float32" else 8
     depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)
     few, tile_bytes = _round_up(FEW_TILES, rows), points * (depth + columns) * itemsize  # as conv_winograd.c cuts
