@@ -6,8 +6,8 @@
 #include "wgrad.h"
 
 /* Tasks wanted, and multiply-adds that a task is worth.  With FEW_BLOCKS tasks there are some for every thread, and a share
- * of fewer than SPLIT_PIXELS would take longer to be added up than to be computed.  Tasks that add up a block.  Most elements of dw that are stored
- * in a run. */
+ * of fewer than SPLIT_PIXELS would take longer to be added up than to be computed.  Tasks that add up a block.  Most
+ * elements of dw that are stored in a run. */
 enum { MIN_TASKS = 16, MIN_MACS = 2000000, FEW_BLOCKS = 4, SPLIT_PIXELS = 256, MERGE_PIECES = 4, RUN = 512 };
 
 static int64_t sum_bytes(const fc_wgrad *p) {

@@ -162,7 +162,8 @@ static int serves_planes(const fc_kernels *k, fc_pool *p) {
     int apart = 1;
     for (int i = 0; i < 3; i++) apart = apart && are_apart(&p->windows[i], p->out_size[i]);
     if (is_forward(p) && p->in_size[2] >= (apart ? WIDE_ROW_APART : WIDE_ROW_COMMON)) return 0;
-    return 2 * p->planes >= k->vl && cut_bands(k, p) <= (apart ? APART_BYTES : COMMON_BYTES);
+    const int64_t counted = p->batch_invariant ? p->channels : p->planes;
+    return 2 * counted >= k->vl && cut_bands(k, p) <= (apart ? APART_BYTES : COMMON_BYTES);
 }
 
 int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {

@@ -59,6 +59,7 @@ typedef struct {
     fc_windows windows[3];
     double power, volume, divisor;
     fc_view wide, narrow, indices, x, y;
+    int batch_invariant; /* nothing that rounds may depend on the size of the batch */
     /* Filled in by fc_pool_block.  A task is a sample, a block of channels, of output rows and of
      * output columns; by planes, a vector of planes and a band of outputs along an axis. */
     int by_channels; /* lanes are channels; else they are columns */

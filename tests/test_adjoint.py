@@ -182,3 +182,19 @@ def test_bits_do_not_depend_on_the_batch(name, exact, order):
             np.testing.assert_array_equal(one, y[alone])
             one = functional.conv_input_grad(x[alone].shape, w, dy[alone], *case.arguments)
             np.testing.assert_array_equal(one, dx[alone])
+
+
+@pytest.mark.parametrize("channels", [3, 6, 20])
+def test_bits_of_pools_do_not_depend_on_the_batch(channels):
+    """Short rows of contiguous memory, of which a batch has enough planes for a vector, and a sample may not."""
+    x = np.random.default_rng(0).standard_normal((8, channels, 9, 11), np.float32)
+    with fastconv.config(batch_invariant=True):
+        y = functional.avg_pool(x, 3, 2, 1)
+        dx = functional.avg_pool_grad(y, x.shape, 3, 2, 1)
+        up = functional.max_pool_input_grad(y, x, functional.max_pool(x, 3, 2, 1), 3, 2, 1)
+        for n in (0, 7):
+            one, dy = x[n:n + 1], y[n:n + 1]
+            np.testing.assert_array_equal(functional.avg_pool(one, 3, 2, 1), y[n:n + 1])
+            np.testing.assert_array_equal(functional.avg_pool_grad(dy, one.shape, 3, 2, 1), dx[n:n + 1])
+            maximum = functional.max_pool(one, 3, 2, 1)
+            np.testing.assert_array_equal(functional.max_pool_input_grad(dy, one, maximum, 3, 2, 1), up[n:n + 1])

@@ -94,6 +94,7 @@ class PoolPlan:
         power: float = 1,
         volume: float = 1,
         divisor: float = 0,
+        batch_invariant: bool = False,
     ) -> None: ...
     def run(
         self,

@@ -19,6 +19,7 @@ cdef extern from "pool.h" nogil:
         fc_windows windows[3]
         double power, volume, divisor
         fc_view wide, narrow, indices, x, y
+        int batch_invariant
         int64_t tasks, workspace_bytes
 
     enum:
@@ -85,7 +86,7 @@ cdef class PoolPlan:
     cdef size_t workspace
 
     def __cinit__(self, str op, problem, str isa, int threads, wide, narrow, indices=None, x=None, y=None,
-                  double power=1, double volume=1, double divisor=0):
+                  double power=1, double volume=1, double divisor=0, bint batch_invariant=False):
         cdef bint is_double = problem.dtype == "float64"
         cdef fc_pool *p = &self.p
         cdef fc_windows *w
@@ -98,7 +99,7 @@ cdef class PoolPlan:
         memset(p, 0, sizeof(fc_pool))
         p.op = _POOL_OPS[op]
         p.batch, p.channels = problem.batch, problem.channels
-        p.power, p.volume, p.divisor = power, volume, divisor
+        p.power, p.volume, p.divisor, p.batch_invariant = power, volume, divisor, batch_invariant
         for axis in range(3):
             p.in_size[axis], p.out_size[axis] = problem.in_size[axis], problem.out_size[axis]
             outputs = self.tables[axis].shape[1]

@@ -142,7 +142,8 @@ def _run(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Arr
 def _plan(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None, x: Array | None = None,
           y: Array | None = None, **options: float) -> _cpu.PoolPlan:
     current = settings()
-    return _cpu.PoolPlan(op, problem, current.isa, current.threads, wide, narrow, indices, x, y, **options)
+    return _cpu.PoolPlan(op, problem, current.isa, current.threads, wide, narrow, indices, x, y,
+                         batch_invariant=current.batch_invariant, **options)
 
 
 def _check(status: int, op: str, problem: PoolProblem, indices: Array | None) -> None:
