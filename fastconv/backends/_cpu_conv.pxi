@@ -262,8 +262,8 @@ cdef class ConvPlan:
             self.pack_all(from_, packed.buffer.data, threads)
         return packed
 
-    cdef void run_shares(self, const char *x, const char *w, const char *packed, const char *bias, char *out, char *workspace,
-                         Share *shares, int threads, int thread) noexcept nogil:
+    cdef void run_shares(self, const char *x, const char *w, const char *packed, const char *bias, char *out,
+                         char *workspace, Share *shares, int threads, int thread) noexcept nogil:
         cdef uint64_t state = fc_flush_denormals()
         cdef int64_t task, end
         cdef int i, whose
@@ -322,7 +322,8 @@ cdef class ConvPlan:
                 for task in range(threads):
                     shares[task].next, shares[task].refused = self.tasks * task // threads, 0
                 with parallel(num_threads=threads):
-                    self.run_shares(x_, w_, packed, bias_, out_, workspace + threadid() * size, shares, threads, threadid())
+                    self.run_shares(x_, w_, packed, bias_, out_, workspace + threadid() * size, shares, threads,
+                                    threadid())
                 for task in range(threads):
                     refused += shares[task].refused
         give(workspaces)
