@@ -5,10 +5,9 @@
 #include "blocking.h"
 #include "wgrad.h"
 
-/* Tasks wanted, and multiply-adds that a task is worth.  With FEW_BLOCKS tasks there are some for every thread, and a share
- * of fewer than SPLIT_PIXELS would take longer to be added up than to be computed.  Tasks that add up a block.  Most
- * elements of dw that are stored in a run. */
-enum { MIN_TASKS = 16, MIN_MACS = 2000000, FEW_BLOCKS = 4, SPLIT_PIXELS = 256, MERGE_PIECES = 4, RUN = 512 };
+/* A block that is split has some for every thread with FEW_BLOCKS tasks.  Tasks that add up a block.  Most elements of dw
+ * that are stored in a run. */
+enum { FEW_BLOCKS = 4, MERGE_PIECES = 4, RUN = 512 };
 
 static int64_t sum_bytes(const fc_wgrad *p) {
     return align64(p->l.taps * p->block_channels * p->ldk * (int64_t)sizeof(real));

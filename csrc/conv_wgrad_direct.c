@@ -8,7 +8,8 @@
 /* Budgets: pixels of a unit (dy of a panel stays in L1 meanwhile); a block of dw, and the copy of x, in L2. */
 enum { PIXELS = 128, SUM_BYTES = 288 * 1024, STAGE_BYTES = 256 * 1024, MAX_OUT = 256, MIN_CHANNELS = 28 };
 
-enum { MAX_LANE_ROWS = 128 };
+/* Rows of sums of a call; pieces of a pixel that are copied together. */
+enum { MAX_LANE_ROWS = 128, PIECES = 32 };
 
 /* Output pixels [at, at + count) of a row, `pixel` of the unit's first ones. */
 typedef struct {
@@ -65,6 +66,32 @@ static void drop_unread(fc_wgrad *p) {
     }
 }
 
+/* Of few pixels, more and smaller blocks keep threads busy for less than sums of shares of them do: a block more along one
+ * side copies the operand of the other side once more, so that they stay worth CUT_MACS each. */
+enum { MAX_CUT = 8, CUT_MACS = 4000000 };
+
+static void cut_blocks(fc_wgrad *p) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t out = round_up(max64(l->out_channels, 1), k->vl);
+    const int64_t pixels = l->batch * l->out_size[0] * l->out_size[1] * l->out_size[2];
+    const int64_t macs = pixels * l->taps * l->in_channels * l->out_channels * l->groups;
+    const int64_t most = min64(MAX_CUT, macs / CUT_MACS), shares = max64(pixels / SPLIT_PIXELS, 1);
+    int64_t channel_blocks = ceil_div(l->in_channels, max64(p->block_channels, 1)),
+            out_blocks = ceil_div(out, p->block_out);
+    while (2 * l->groups * channel_blocks * out_blocks * shares <= most) {
+        const int out_side = p->block_out > k->nr, channel_side = p->block_channels > 2 * k->mr;
+        if (!out_side && !channel_side) break;
+        if (out_side && (!channel_side || l->in_channels * l->step[0] * l->step[1] * l->step[2] < l->out_channels))
+            p->block_out = round_up(ceil_div(out, 2 * out_blocks), k->nr), out_blocks = ceil_div(out, p->block_out);
+        else
+            p->block_channels = ceil_div(l->in_channels, 2 * channel_blocks),
+            channel_blocks = ceil_div(l->in_channels, p->block_channels);
+    }
+    p->ldk = p->block_out;
+    p->strips = ceil_div(p->block_channels, k->mr);
+}
+
 void FC_NAME(fc_wgrad_direct_block)(fc_wgrad *p) {
     fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
@@ -117,6 +144,8 @@ void FC_NAME(fc_wgrad_direct_block)(fc_wgrad *p) {
         p->ldk = k->vl;
     }
 
+    if (p->form == FC_WGRAD_DIRECT && p->merged == 1) cut_blocks(p);
+
     const int64_t panels = ceil_div(p->block_out, k->nr);
     if (p->form == FC_WGRAD_IM2COL) {
         const int64_t plane = l->out_size[0] * l->out_size[1] * l->out_size[2];
@@ -160,51 +189,84 @@ static int64_t runs_of(const fc_wgrad *p, int64_t unit, run runs[PIXELS]) {
     return n;
 }
 
-/* Copies `count` positions of a row of the input, from position x on: zeros outside. */
-static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t count, int64_t channels, real *to) {
+/* Copies of a row of pixels, whose channels lie `channel` apart in memory; of neighbouring ones whole pixels at a time. */
+typedef struct {
+    const fc_kernels *k;
+    int64_t channel;
+    fc_wgrad_copy g;
+    int64_t from_at[PIECES], to_at[PIECES], lanes[PIECES];
+} copier;
+
+static void copy_pieces(copier *c) {
+    if (!c->g.pieces) return;
+    c->g.from_at = c->from_at, c->g.to_at = c->to_at, c->g.lanes = c->lanes;
+    c->k->wgrad_copy(&c->g);
+    c->g.pieces = 0;
+}
+
+/* Of channels [first, first + n), to `at` and on. */
+static void copy_strip(copier *c, int64_t first, int64_t n, int64_t at) {
+    const fc_wgrad_copy *g = &c->g;
+    const int64_t vl = c->k->vl;
+    for (int64_t end = first + n; first < end; first += vl, at += vl) {
+        if (c->channel != 1) {
+            c->k->channels_in(g->from + first * c->channel, c->channel, g->step, end - first, g->count, g->to + at,
+                              g->pitch);
+            continue;
+        }
+        if (g->pieces == PIECES) copy_pieces(c);
+        c->from_at[g->pieces] = first, c->to_at[g->pieces] = at;
+        c->lanes[c->g.pieces++] = min64(end - first, vl);
+    }
+}
+
+/* Copies strips [s0, s1) of `count` positions of a row of the input, from position x on: zeros outside, and of a null row. */
+static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t count, int64_t channels, int64_t s0,
+                     int64_t s1, real *to) {
     const fc_lattice *l = &p->l;
-    const fc_kernels *k = l->kernels;
     const int side_by_side = p->merged > 1 && p->form == FC_WGRAD_DIRECT;
-    const int64_t low = min64(max64(-x, 0), count), high = max64(min64(l->in_size[2] - x, count), low);
+    const int64_t low = row ? min64(max64(-x, 0), count) : count, high = max64(min64(l->in_size[2] - x, count), low);
     const int64_t pitch = p->pitch, step = l->in_stride[4];
-    memset(to, 0, (size_t)(low * pitch) * sizeof(real));
-    memset(to + high * pitch, 0, (size_t)((count - high) * pitch) * sizeof(real));
+    for (int64_t strip = s0; strip < s1; strip++) {
+        memset(to + strip * p->stage, 0, (size_t)(low * pitch) * sizeof(real));
+        memset(to + strip * p->stage + high * pitch, 0, (size_t)((count - high) * pitch) * sizeof(real));
+    }
     if (low == high) return;
     row += (x + low) * step;
     to += low * pitch;
     const int64_t n = high - low;
     if (side_by_side && ((l->in_stride[1] == 1 && step == pitch) || (pitch == 1 && step == 1)))
-        k->wgrad_copy(row, 0, n * pitch, 1, to, 0, n * pitch);
+        memcpy(to, row, (size_t)(n * pitch) * sizeof(real));
     else if (side_by_side)
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < pitch; c++) to[i * pitch + c] = row[i * step + c * l->in_stride[1]];
-    else if (l->in_stride[1] == 1)
-        k->wgrad_copy(row, step, channels, n, to, pitch, channels);
-    else
-        for (int64_t c = 0; c < channels; c += k->vl)
-            k->channels_in(row + c * l->in_stride[1], l->in_stride[1], step, channels - c, n, to + c, pitch);
+    else {
+        copier c = {.k = l->kernels, .channel = l->in_stride[1], .g = {row, to, step, pitch, n}};
+        for (int64_t strip = s0; strip < s1; strip++) {
+            const int64_t c0 = channels * strip / p->strips, c1 = channels * (strip + 1) / p->strips;
+            copy_strip(&c, c0, c1 - c0, strip * p->stage);
+        }
+        copy_pieces(&c);
+    }
 }
 
-/* Copies the input under a box, strip by strip; `first` is its first run, `last` its last one. */
-static void stage(const fc_wgrad *p, const real *in, int64_t channels, const run *first, const run *last, real *to) {
+/* Copies the input under a box, in strips; `first` is its first run, `last` its last one.  Memory is read in its order:
+ * whole pixels, or the rows of a strip's channels. */
+static void stage(const fc_wgrad *p, const real *in, int64_t channels, const run *first, const run *last, real *copy) {
     const fc_lattice *l = &p->l;
     const int64_t depth = extent(p, 0, last->z - first->z + 1), height = extent(p, 1, last->y - first->y + 1);
-    const int64_t width = extent(p, 2, first->count);
-    for (int64_t strip = 0; strip < p->strips; strip++, to += p->stage) {
-        const int64_t c = channels * strip / p->strips, n = channels * (strip + 1) / p->strips - c;
-        real *row = to;
+    const int64_t width = extent(p, 2, first->count), together = l->in_stride[1] == 1 ? p->strips : 1;
+    for (int64_t strip = 0; strip < p->strips; strip += together) {
+        real *to = copy;
         for (int64_t image = first->image; image <= last->image; image++)
             for (int64_t z = 0; z < depth; z++)
-                for (int64_t y = 0; y < height; y++, row += width * p->pitch) {
+                for (int64_t y = 0; y < height; y++, to += width * p->pitch) {
                     const int64_t iz = first->z * l->step[0] + p->low[0] + z,
                                   iy = first->y * l->step[1] + p->low[1] + y;
-                    if (iz < 0 || iz >= l->in_size[0] || iy < 0 || iy >= l->in_size[1])
-                        memset(row, 0, (size_t)(width * p->pitch) * sizeof(real));
-                    else
-                        copy_row(p,
-                                 in + image * l->in_stride[0] + iz * l->in_stride[2] + iy * l->in_stride[3] +
-                                     c * l->in_stride[1],
-                                 first->x * l->step[2] + p->low[2], width, n, row);
+                    const int inside = iz >= 0 && iz < l->in_size[0] && iy >= 0 && iy < l->in_size[1];
+                    const real *row = in + image * l->in_stride[0] + iz * l->in_stride[2] + iy * l->in_stride[3];
+                    copy_row(p, inside ? row : NULL, first->x * l->step[2] + p->low[2], width, channels, strip,
+                             strip + together, to);
                 }
     }
 }
@@ -223,24 +285,97 @@ static void gather(const fc_wgrad *p, const real *in, const fc_wgrad_share *s, c
     ((const fc_kernels *)l->kernels)->gather_rows(&g, to);
 }
 
+static const real *row_of(const fc_lattice *l, const real *dy, const run *r) {
+    const int64_t *stride = l->out_stride;
+    return dy + r->image * stride[0] + r->z * stride[2] + r->y * stride[3] + r->x * stride[4];
+}
+
 /* dy of the runs, panel by panel of `pitch` out channels. */
 static void copy_panels(const fc_wgrad *p, const real *dy, const fc_wgrad_share *s, const run *runs, int64_t n,
                         int64_t pitch, real *panels) {
     const fc_lattice *l = &p->l;
-    const fc_kernels *k = l->kernels;
-    const int64_t channel = l->out_stride[1], step = l->out_stride[4];
-    for (int64_t first = s->k0; first < s->k1; first += pitch, panels += PIXELS * pitch) {
-        const int64_t lanes = min64(pitch, s->k1 - first);
-        for (const run *r = runs; r < runs + n; r++) {
-            const real *row = dy + (first - s->k0) * channel + r->image * l->out_stride[0] + r->z * l->out_stride[2] +
-                              r->y * l->out_stride[3] + r->x * step;
-            real *to = panels + r->pixel * pitch;
-            if (channel == 1)
-                k->wgrad_copy(row, step, lanes, r->count, to, pitch, pitch);
-            else
-                for (int64_t c = 0; c < lanes; c += k->vl)
-                    k->channels_in(row + c * channel, channel, step, lanes - c, r->count, to + c, pitch);
+    const int64_t step = l->out_stride[4], channels = s->k1 - s->k0;
+    copier c = {.k = l->kernels, .channel = l->out_stride[1]};
+    const int64_t together = c.channel == 1 ? channels : pitch;
+    for (int64_t from = 0; from < channels; from += together)
+        for (int64_t i = 0; i < n;) {
+            const run *r = runs + i;
+            const real *row = row_of(l, dy, r);
+            int64_t count = 0; /* of rows that follow each other in memory */
+            while (i < n && row_of(l, dy, runs + i) == row + count * step) count += runs[i++].count;
+            c.g = (fc_wgrad_copy){row, panels + r->pixel * pitch, step, pitch, count};
+            for (int64_t first = from; first < min64(from + together, channels); first += pitch)
+                copy_strip(&c, first, min64(pitch, channels - first), first * PIXELS);
+            copy_pieces(&c);
         }
+}
+
+/* Products of more terms wait for memory so seldom that fetching ahead only takes time from them. */
+enum { AHEAD_TERMS = 256, AHEAD_ROWS = 256 };
+
+/* What the next unit copies, on its way to L2 while this one is multiplied: `n` pieces of `bytes`, `step` bytes apart. */
+typedef struct {
+    const char *at;
+    int64_t step, n, bytes;
+} ahead_row;
+
+typedef struct {
+    ahead_row rows[AHEAD_ROWS];
+    int64_t n, lines, row, piece, byte; /* lines: in all; then the place that has been reached */
+    int64_t quota;                      /* lines at a time */
+} ahead;
+
+static void add_ahead(ahead *a, const real *at, int64_t channel, int64_t step, int64_t channels, int64_t count) {
+    const int64_t size = (int64_t)sizeof(real);
+    if (a->n == AHEAD_ROWS || count <= 0) return;
+    ahead_row *r = a->rows + a->n++;
+    r->at = (const char *)at;
+    if (channel == 1 && step == channels)
+        *r = (ahead_row){r->at, 0, 1, channels * count * size};
+    else if (channel == 1)
+        *r = (ahead_row){r->at, step * size, count, channels * size};
+    else
+        *r = (ahead_row){r->at, channel * size, channels, count * size};
+    a->lines += r->n * (r->bytes / 64 + 1);
+}
+
+/* `calls`: of fetch_ahead. */
+static void look_ahead(const fc_wgrad *p, const real *in, const real *dy, const fc_wgrad_share *s, int64_t unit,
+                       int64_t calls, ahead *next) {
+    const fc_lattice *l = &p->l;
+    const int64_t channels = s->c1 - s->c0, *xs = l->in_stride, *ys = l->out_stride;
+    next->n = next->lines = next->row = next->piece = next->byte = next->quota = 0;
+    if (unit == s->to || l->taps * channels > AHEAD_TERMS) return;
+    run runs[PIXELS];
+    const int64_t n = runs_of(p, unit, runs);
+    for (const run *r = runs; r < runs + n; r++)
+        add_ahead(next, row_of(l, dy, r), ys[1], ys[4], s->k1 - s->k0, r->count);
+    const run *first = runs, *last = runs + n - 1;
+    int64_t from[3], to[3]; /* of an image */
+    const int64_t at[3] = {first->z, first->y, min64(first->x, last->x)};
+    const int64_t end[3] = {last->z, last->y, max64(first->x + first->count, last->x + last->count) - 1};
+    for (int a = 0; a < 3; a++) {
+        from[a] = max64(at[a] * l->step[a] + p->low[a], 0);
+        to[a] = min64(end[a] * l->step[a] + p->low[a] + p->span[a], l->in_size[a]);
+    }
+    for (int64_t image = first->image; image <= last->image; image++)
+        for (int64_t z = from[0]; z < to[0]; z++)
+            for (int64_t y = from[1]; y < to[1]; y++)
+                add_ahead(next, in + image * xs[0] + z * xs[2] + y * xs[3] + from[2] * xs[4], xs[1], xs[4], channels,
+                          to[2] - from[2]);
+    next->quota = ceil_div(next->lines, max64(calls, 1));
+}
+
+static void fetch_ahead(ahead *a) {
+    for (int64_t lines = a->quota; lines > 0 && a->row < a->n; lines--) {
+        const ahead_row *r = a->rows + a->row;
+        const char *piece = r->at + a->piece * r->step;
+        __builtin_prefetch(piece + a->byte, 0, 2);
+        if (a->byte == 0) a->byte = -(int64_t)((uintptr_t)piece & 63);
+        a->byte += 64;
+        if (a->byte < r->bytes) continue;
+        a->byte = 0;
+        if (++a->piece == r->n) a->piece = 0, a->row++;
     }
 }
 
@@ -312,6 +447,7 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
     real *panels = take(&workspace, ceil_div(p->block_out, k->nr) * PIXELS * k->nr * (int64_t)sizeof(real));
     run runs[PIXELS];
     fc_term terms[PIXELS];
+    ahead next;
     if (s->from == s->to) memset(sum, 0, (size_t)(l->taps * channels * p->ldk) * sizeof(real));
     if (p->form == FC_WGRAD_CHANNELWISE) {
         sum_lanes(p, in, dy, s, sum, copy, panels);
@@ -341,6 +477,8 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
             g.lda = l->step[2] * p->pitch;
         }
         copy_panels(p, dy, s, runs, n, k->nr, panels);
+        const int64_t products = p->form == FC_WGRAD_IM2COL ? 1 : p->strips * l->taps / p->merged;
+        look_ahead(p, in, dy, s, unit + 1, ceil_div(s->k1 - s->k0, k->nr) * products, &next);
 
         for (int64_t panel = 0; panel * k->nr < s->k1 - s->k0; panel++) {
             const int64_t lanes = min64(k->nr, s->k1 - s->k0 - panel * k->nr);
@@ -349,6 +487,7 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
             g.n = vectors * k->vl;
             real *to = sum + panel * k->nr;
             if (p->form == FC_WGRAD_IM2COL) {
+                fetch_ahead(&next);
                 multiply(p, &g, vectors, 0, l->taps * channels, to);
                 continue;
             }
@@ -357,6 +496,7 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
                 for (int64_t t = 0; t < l->taps; t += p->merged) {
                     const int64_t *at = l->tap_at + 3 * t;
                     const int64_t row = (at[0] - p->base[0]) * height + at[1] - p->base[1];
+                    fetch_ahead(&next);
                     multiply(p, &g, vectors, strip * p->stage + (row * width + at[2] - p->base[2]) * p->pitch,
                              m * p->merged, to + (t * channels + c) * p->ldk);
                 }

@@ -117,6 +117,17 @@ typedef struct {
 } FC_NAME(fc_wino_weights);
 #define fc_wino_weights FC_NAME(fc_wino_weights)
 
+/* Pieces of pixels, of at most a vector each: pixel i of piece j, of lanes[j] channels, goes from from[i * step + from_at[j]]
+ * to to[i * pitch + to_at[j]].  Whole vectors are written, and behind the channels of a piece there can be anything. */
+typedef struct {
+    const real *from;
+    real *to;
+    int64_t step, pitch, count;
+    int64_t pieces;
+    const int64_t *from_at, *to_at, *lanes;
+} FC_NAME(fc_wgrad_copy);
+#define fc_wgrad_copy FC_NAME(fc_wgrad_copy)
+
 /* Weight gradients of a vector of out channels, lane by lane:
  *
  *      sum[((row * width + t) * group + c) * vl + lane] (add ? += : =)

@@ -5,6 +5,10 @@
 #include "fastconv.h"
 #include "kernels.h"
 
+/* Tasks wanted, and multiply-adds that a task is worth.  A share of a block of fewer than SPLIT_PIXELS would take longer to
+ * be added up than to be computed. */
+enum { MIN_TASKS = 16, MIN_MACS = 2000000, SPLIT_PIXELS = 512 };
+
 /* A task's share: channels [c0, c1) and out channels [k0, k1) of a group, units [from, to). */
 typedef struct {
     int64_t group, c0, c1, k0, k1, from, to;

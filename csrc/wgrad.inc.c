@@ -8,17 +8,25 @@
 #include "kernels.h"
 #include "simd.h"
 
-static void wgrad_copy(const real *from, int64_t step, int64_t lanes, int64_t count, real *to, int64_t pitch,
-                       int64_t width) {
-    const int64_t whole = lanes / VL * VL;
-    for (int64_t i = 0; i < count; i++, from += step, to += pitch) {
-        int64_t j = 0;
-        for (; j < whole; j += VL) vstore(to + j, vload(from + j));
-        if (j < width) {
-            vstore(to + j, load_few(from + j, lanes - j));
-            for (j += VL; j < width; j += VL) vstore(to + j, (vec){0});
-        }
+static void wgrad_copy(const fc_wgrad_copy *g) {
+    const int64_t step = g->step, pitch = g->pitch;
+    /* Of all but the last pixels a whole vector can be read, which ends in channels or pixels that are copied too. */
+    int64_t end = 0, furthest = 0;
+    for (int64_t j = 0; j < g->pieces; j++) {
+        if (g->from_at[j] + g->lanes[j] > end) end = g->from_at[j] + g->lanes[j];
+        if (g->from_at[j] > furthest) furthest = g->from_at[j];
     }
+    int64_t whole = 0;
+    if (furthest + VL <= end)
+        whole = g->count;
+    else if (step > 0)
+        whole = g->count - lesser(g->count, (furthest + VL - end + step - 1) / step);
+    const real *from = g->from;
+    real *to = g->to;
+    for (int64_t i = 0; i < whole; i++, from += step, to += pitch)
+        for (int64_t j = 0; j < g->pieces; j++) vstore(to + g->to_at[j], vload(from + g->from_at[j]));
+    for (int64_t i = whole; i < g->count; i++, from += step, to += pitch)
+        for (int64_t j = 0; j < g->pieces; j++) vstore(to + g->to_at[j], load_few(from + g->from_at[j], g->lanes[j]));
 }
 
 static void wgrad_store(const real *from, const int64_t *from_at, int64_t width, int64_t lanes, real *to,
