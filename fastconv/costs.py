@@ -285,7 +285,8 @@ def _winograd_weight_grad(p: ConvProblem, isa: str, shape: Shape, batch: int) ->
                        for strides in (p.x_strides, p.y_strides))
     transforms = tiles * points * (in_vectors * blocks[1] * far_in + out_vectors * blocks[0] * far_out)
     sums = tasks * points * read * out_vectors * SUM_CYCLES
-    return p.groups * (products + transforms + sums) + _store(p, isa)
+    slices = p.kernel[0] if shape.points[0] == 1 else 1  # each depth of a kernel by itself
+    return slices * p.groups * (products + transforms + sums) + _store(p, isa)
 
 
 def _store(p: ConvProblem, isa: str) -> float:

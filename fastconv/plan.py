@@ -173,7 +173,8 @@ def _winograd_refuses(r: Request) -> Verdict:
     if not r.shapes:
         if r.op == "conv_weight_grad":
             kernels = sorted({_seen(p, s.kernel) for s in costs.winograd_shapes()})
-            return f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
+            return (f"the kernel is {_seen(p, p.kernel)}, and it has transforms for {', '.join(map(str, kernels))}"
+                    + (" and depths of 2D ones" if p.ndim == 3 else ""))
         more = f"{MAX_WINOGRAD_BYTES >> 20} MB more than {8 if p.ndim == 3 else 4} times the weights"
         return (f"the kernel is {_seen(p, p.kernel)} at stride {_seen(p, p.stride)}, and it has transforms for kernels "
                 f"larger than the stride, of 1 to 3 axes, the last ones, that fall into at most {MAX_WINOGRAD_TERMS} "
@@ -194,7 +195,8 @@ def _winograd_declines(r: Request) -> Verdict:
 def _shapes_for(p: ConvProblem, op: str) -> list[costs.Shape]:
     """Shapes that transform the axes along which the kernel has several taps, and cut it into few and whole parts."""
     if op == "conv_weight_grad":
-        return [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
+        whole = [s for s in costs.winograd_shapes() if s.kernel == p.kernel]
+        return whole or [s for s in costs.winograd_shapes() if s.kernel == (1, *p.kernel[1:])]  # depth by depth
     taps = max(-(-k // s) for k, s in zip(p.kernel, p.stride, strict=True))
     return [s for s in costs.winograd_shapes()
             if all((n > 1) == (k > 1) for n, k in zip(s.points, p.kernel, strict=True))
@@ -352,7 +354,11 @@ def _weight_grad(r: Request, form: str, shape: int = 0) -> tuple[Any, bool]:
     if _pointwise(p) and p.groups == 1 and 2 * p.out_channels <= _cpu.vector_lanes(r.isa, p.dtype) < p.in_channels:
         # Few out channels leave lanes empty; x and dy may change places.
         return _cpu.WeightGradPlan(lattice.swapped(p), r.isa, p.dtype == "float64", form, swapped=True), True
-    return _cpu.WeightGradPlan(lattice.forward(p), r.isa, p.dtype == "float64", form, shape, costs.dilation(p)), True
+    whole = lattice.forward(p)
+    by_depth = form == "winograd" and costs.winograd_shapes()[shape].kernel != p.kernel
+    plans = [_cpu.WeightGradPlan(part, r.isa, p.dtype == "float64", form, shape, costs.dilation(p))
+             for part in (lattice.depth_slices(whole) if by_depth else (whole,))]
+    return plans[0] if len(plans) == 1 else _cpu.WeightGradSlices(plans), True
 
 
 def _lattices(r: Request) -> tuple[tuple[lattice.Lattice, ...], bool]:

@@ -93,3 +93,30 @@ cdef class WeightGradPlan:
         give(workspaces)
         give(partials)
         return refused == 0
+
+
+class WeightGradSlices:
+    """Weight gradients of ranges of taps, one after the other, with the interface of one `WeightGradPlan`."""
+
+    def __init__(self, plans):
+        self.plans = tuple(plans)
+
+    @property
+    def tasks(self):
+        return max(plan.tasks for plan in self.plans)
+
+    @property
+    def workspace_bytes(self):
+        return max(plan.workspace_bytes for plan in self.plans)
+
+    @property
+    def partial_bytes(self):
+        return max(plan.partial_bytes for plan in self.plans)
+
+    @property
+    def splits(self):
+        return max(plan.splits for plan in self.plans)
+
+    def run(self, x, dy, dw, int threads):
+        """As `WeightGradPlan.run`: all ranges have to be good."""
+        return all([plan.run(x, dy, dw, threads) for plan in self.plans])

@@ -60,6 +60,16 @@ def swapped(p: ConvProblem) -> Lattice:
         w_strides=(0, p.w_strides[1], p.w_strides[0]))
 
 
+def depth_slices(lattice: Lattice) -> tuple[Lattice, ...]:
+    """A lattice for the taps at each depth."""
+    slices: dict[int, list[int]] = {}
+    for i, at in enumerate(lattice.tap_at):
+        slices.setdefault(at[0], []).append(i)
+    return tuple(
+        lattice._replace(tap_at=tuple(lattice.tap_at[i] for i in taps), tap_w=tuple(lattice.tap_w[i] for i in taps))
+        for taps in slices.values())
+
+
 def linear(lattice: Lattice) -> Lattice:
     """A lattice with one output per image and no padding as one whose pixels are the images, where strides allow.
 
