@@ -26,6 +26,7 @@ void FC_NAME(fc_wgrad_block)(fc_wgrad *p) {
     if (blocks > 0 && blocks < MIN_TASKS)
         p->splits = max64(min64(min64(ceil_div(MIN_TASKS, blocks), p->units / p->min_units), macs / MIN_MACS), 1);
     if (blocks >= FEW_BLOCKS) p->splits = max64(min64(p->splits, pixels / SPLIT_PIXELS), 1);
+    p->splits = even_shares(blocks, p->splits);
     p->tasks = blocks * p->splits;
     p->merge_tasks = p->splits > 1 ? blocks * MERGE_PIECES : 0;
     p->partial_bytes = p->splits > 1

@@ -9,6 +9,9 @@
  * transforms its own sums, is worth. */
 enum { SUM_BYTES = 600 * 1024, UNIT_BYTES = 448 * 1024, MAX_TILES = 64, MIN_SPLIT_TILES = 96 };
 
+/* Blocks that a few tiles are cut into, of so many multiply-adds at least. */
+enum { MAX_CUT = 4, CUT_MACS = 800000 };
+
 enum { LINE = 64 / sizeof(real) };
 
 static const struct {
@@ -27,6 +30,10 @@ static int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * un
 static int64_t even(int64_t n, int64_t most, int64_t unit) {
     n = max64(n, 1);
     return round_up(ceil_div(n, ceil_div(n, max64(most, unit))), unit);
+}
+
+static int64_t blocks_of(const fc_wgrad *p) {
+    return p->l.groups * ceil_div(p->l.in_channels, p->block_channels) * ceil_div(p->l.out_channels, p->block_out);
 }
 
 void FC_NAME(fc_wgrad_winograd_block)(fc_wgrad *p) {
@@ -50,14 +57,26 @@ void FC_NAME(fc_wgrad_winograd_block)(fc_wgrad *p) {
                         k->vl);
     if (p->block_out > k->nr && p->block_out < l->out_channels) p->block_out = round_up(p->block_out, k->nr);
     p->block_channels = even(l->in_channels, sums / p->block_out / k->vl * k->vl, k->vl);
+    const int64_t shares = max64(tiles / MIN_SPLIT_TILES, 1), macs = tiles * points * l->in_channels * l->out_channels;
+    int64_t blocks = blocks_of(p);
+    while (2 * blocks * shares <= min64(MAX_CUT, macs / CUT_MACS)) { /* with work for more threads, one is not enough */
+        if (p->block_out > k->nr)
+            p->block_out = round_up(ceil_div(p->block_out, 2), k->nr);
+        else if (p->block_channels > k->vl)
+            p->block_channels = round_up(ceil_div(p->block_channels, 2), k->vl);
+        else
+            break;
+        blocks = blocks_of(p);
+    }
     p->ldk = p->block_out, p->ldc = p->block_channels;
 
     const int64_t per_tile = points * (p->ldc + p->ldk) * real_bytes;
     p->block_tiles = max64(min64(min64(UNIT_BYTES / per_tile, MAX_TILES), tiles), 1);
-    p->units = ceil_div(tiles, p->block_tiles);
+    const int64_t splits = even_shares(blocks, min64(shares, ceil_div(MIN_TASKS, max64(blocks, 1))));
+    p->units = round_up(ceil_div(tiles, p->block_tiles), splits); /* as many units in every share */
     p->block_tiles = max64(ceil_div(tiles, max64(p->units, 1)), 1);
     p->units = ceil_div(tiles, p->block_tiles);
-    p->min_units = ceil_div(MIN_SPLIT_TILES, p->block_tiles);
+    p->min_units = max64(p->units / splits, 1);
     p->ldq_v = p->block_tiles * p->ldc + LINE;
     p->ldq_z = p->block_tiles * p->ldk + LINE;
 

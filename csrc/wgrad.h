@@ -9,6 +9,11 @@
  * be added up than to be computed. */
 enum { MIN_TASKS = 16, MIN_MACS = 2000000, SPLIT_PIXELS = 512 };
 
+/* Shares of each of `blocks` blocks: an even number of tasks, so that two threads get as many. */
+static inline int64_t even_shares(int64_t blocks, int64_t splits) {
+    return splits > 2 && blocks % 2 && splits % 2 ? splits - 1 : splits;
+}
+
 /* A task's share: channels [c0, c1) and out channels [k0, k1) of a group, units [from, to). */
 typedef struct {
     int64_t group, c0, c1, k0, k1, from, to;
