@@ -438,6 +438,18 @@ static void sum_lanes(const fc_wgrad *p, const real *in, const real *dy, const f
     }
 }
 
+/* Whether both operands of a product, whose rows fit one tile so that each is read once, can be read where they are. */
+static int in_place(const fc_wgrad *p, const fc_wgrad_share *s) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    if (p->form != FC_WGRAD_IM2COL || l->taps != 1 || s->c1 - s->c0 > k->mr || l->in_stride[1] != 1 ||
+        l->out_stride[1] != 1 || (s->k1 - s->k0) % k->vl)
+        return 0;
+    for (int a = 0; a < 3; a++)
+        if (p->low[a] < 0 || (l->out_size[a] - 1) * l->step[a] + p->low[a] >= l->in_size[a]) return 0;
+    return 1;
+}
+
 int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *dy, const fc_wgrad_share *s, real *sum,
                                  char *workspace) {
     const fc_lattice *l = &p->l;
@@ -448,6 +460,7 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
     run runs[PIXELS];
     fc_term terms[PIXELS];
     ahead next;
+    const int uncopied = in_place(p, s);
     if (s->from == s->to) memset(sum, 0, (size_t)(l->taps * channels * p->ldk) * sizeof(real));
     if (p->form == FC_WGRAD_CHANNELWISE) {
         sum_lanes(p, in, dy, s, sum, copy, panels);
@@ -460,7 +473,16 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
         fc_gemm g = {.terms = terms, .n_terms = n, .ldb = k->nr, .ldc = p->ldk, .add = unit > s->from};
         const int64_t width = extent(p, 2, first->count), height = extent(p, 1, last->y - first->y + 1);
         const int64_t depth = extent(p, 0, last->z - first->z + 1);
-        if (p->form == FC_WGRAD_IM2COL) {
+        if (uncopied) {
+            for (int64_t i = 0; i < n; i++) {
+                const run *r = runs + i;
+                const int64_t at[3] = {r->z, r->y, r->x};
+                const real *x = in + r->image * l->in_stride[0];
+                for (int a = 0; a < 3; a++) x += (at[a] * l->step[a] + p->low[a]) * l->in_stride[a + 2];
+                terms[i] = (fc_term){x, row_of(l, dy, r), r->count};
+            }
+            g.lda = l->step[2] * l->in_stride[4], g.ldb = l->out_stride[4];
+        } else if (p->form == FC_WGRAD_IM2COL) {
             const int64_t pixels = last->pixel + last->count;
             gather(p, in, s, first, pixels, copy);
             terms[0] = (fc_term){copy, panels, pixels};
@@ -476,14 +498,16 @@ int FC_NAME(fc_wgrad_direct_sum)(const fc_wgrad *p, const real *in, const real *
             }
             g.lda = l->step[2] * p->pitch;
         }
-        copy_panels(p, dy, s, runs, n, k->nr, panels);
+        if (!uncopied) copy_panels(p, dy, s, runs, n, k->nr, panels);
+        const int64_t panels_read = ceil_div(s->k1 - s->k0, k->nr);
         const int64_t products = p->form == FC_WGRAD_IM2COL ? 1 : p->strips * l->taps / p->merged;
-        look_ahead(p, in, dy, s, unit + 1, ceil_div(s->k1 - s->k0, k->nr) * products, &next);
+        /* One panel in place is read from end to end, as processors expect. */
+        look_ahead(p, in, dy, s, uncopied && panels_read == 1 ? s->to : unit + 1, panels_read * products, &next);
 
         for (int64_t panel = 0; panel * k->nr < s->k1 - s->k0; panel++) {
             const int64_t lanes = min64(k->nr, s->k1 - s->k0 - panel * k->nr);
             const int vectors = lanes > k->vl ? 2 : 1;
-            g.b_shift = panel * PIXELS * k->nr;
+            g.b_shift = panel * (uncopied ? 1 : PIXELS) * k->nr;
             g.n = vectors * k->vl;
             real *to = sum + panel * k->nr;
             if (p->form == FC_WGRAD_IM2COL) {
