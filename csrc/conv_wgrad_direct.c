@@ -438,11 +438,14 @@ static void sum_lanes(const fc_wgrad *p, const real *in, const real *dy, const f
     }
 }
 
-/* Whether both operands of a product, whose rows fit one tile so that each is read once, can be read where they are. */
+/* Whether both operands of the product of one tap can be read where they are.  With more rows, pixels lie so far apart that
+ * L1 cannot hold them, and tiles read them too often. */
+enum { IN_PLACE_ROWS = 128 };
+
 static int in_place(const fc_wgrad *p, const fc_wgrad_share *s) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
-    if (p->form != FC_WGRAD_IM2COL || l->taps != 1 || s->c1 - s->c0 > k->mr || l->in_stride[1] != 1 ||
+    if (p->form != FC_WGRAD_IM2COL || l->taps != 1 || s->c1 - s->c0 > IN_PLACE_ROWS || l->in_stride[1] != 1 ||
         l->out_stride[1] != 1 || (s->k1 - s->k0) % k->vl)
         return 0;
     for (int a = 0; a < 3; a++)
