@@ -1,11 +1,8 @@
 /* Pools: blocking, and the operations by index, which no vector serves. */
-#include "pool.h"
-
 #include <math.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "kernels.h"
+#include "pool_blocking.h"
 
 /* Elements that a task of a forward pass or a sample's channels in a gradient should touch: enough to hide the cost of
  * starting it, few enough to stay in the second-level cache. */
@@ -67,8 +64,6 @@ static int64_t largest(const int64_t *p, int64_t n) {
     for (int64_t i = 0; i < n; i++) most = max64(most, p[i]);
     return most;
 }
-
-static int64_t volume(const int64_t size[3]) { return size[0] * size[1] * size[2]; }
 
 /* Gradients that spread outputs over their windows. */
 static int spreads(const fc_pool *p) { return p->op == FC_SUM_POOL_GRAD || p->op == FC_MAX_POOL_INPUT_GRAD; }
@@ -150,6 +145,9 @@ static int64_t cut_bands(const fc_kernels *k, fc_pool *p) {
     }
 }
 
+/* Whether a gradient goes from inputs to the outputs that have them, with lanes of channels; see pool_max_grad.c. */
+static int goes_by_inputs(const fc_pool *p) { return p->op == FC_MAX_POOL_INPUT_GRAD && !p->apart; }
+
 /* Whether lanes are to be planes.  Bands of a gradient would have inputs in common, so that it has one. */
 static int serves_planes(const fc_kernels *k, fc_pool *p) {
     if (p->by_channels || !uses_windows(p) || p->indices.at || volume(p->out_size) <= 1) return 0;
@@ -159,27 +157,32 @@ static int serves_planes(const fc_kernels *k, fc_pool *p) {
     p->images_together = has_even_planes(p, &p->wide) && has_even_planes(p, &p->narrow) && has_even_planes(p, &p->x) &&
                          has_even_planes(p, &p->y);
     p->planes = p->images_together ? p->batch * p->channels : p->channels;
-    int apart = 1;
-    for (int i = 0; i < 3; i++) apart = apart && are_apart(&p->windows[i], p->out_size[i]);
-    if (is_forward(p) && p->in_size[2] >= (apart ? WIDE_ROW_APART : WIDE_ROW_COMMON)) return 0;
+    if (is_forward(p) && p->in_size[2] >= (p->apart ? WIDE_ROW_APART : WIDE_ROW_COMMON)) return 0;
     const int64_t counted = p->batch_invariant ? p->channels : p->planes;
-    return 2 * counted >= k->vl && cut_bands(k, p) <= (apart ? APART_BYTES : COMMON_BYTES);
+    if (2 * counted < k->vl) return 0;
+    if (goes_by_inputs(p)) return 1; /* if there is room */
+    return cut_bands(k, p) <= (p->apart ? APART_BYTES : COMMON_BYTES);
 }
 
 int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
     const fc_kernels *k = kernels;
     p->by_channels = p->channels > 1 && has_stride_1(&p->wide) && has_stride_1(&p->narrow) &&
                      has_stride_1(&p->indices) && has_stride_1(&p->x) && has_stride_1(&p->y);
-    p->by_planes = serves_planes(k, p);
-    if (uses_windows(p)) {
-        if (!p->by_channels && !p->by_planes) merge_axes(p);
-        p->apart = p->tiles = 1;
-        for (int i = 0; i < 3; i++) {
-            find_run(&p->windows[i], p->out_size[i]);
-            p->apart = p->apart && are_apart(&p->windows[i], p->out_size[i]);
-            p->tiles = p->tiles && are_a_tiling(&p->windows[i], p->out_size[i], p->in_size[i]);
-        }
+    p->apart = p->tiles = 1;
+    for (int i = 0; i < 3 && uses_windows(p); i++) {
+        p->apart = p->apart && are_apart(&p->windows[i], p->out_size[i]);
+        p->tiles = p->tiles && are_a_tiling(&p->windows[i], p->out_size[i], p->in_size[i]);
     }
+    p->by_planes = serves_planes(k, p);
+    p->by_inputs = goes_by_inputs(p) && volume(p->out_size) > 0 && (p->by_channels || p->by_planes);
+    if (p->by_inputs) {
+        find_run(&p->windows[2], p->out_size[2]);
+        FC_NAME(fc_pool_block_inputs)(k, p);
+        if (p->workspace_bytes <= COMMON_BYTES) return FC_POOL_OK;
+        p->by_inputs = p->by_planes = 0;
+    }
+    if (uses_windows(p) && !p->by_channels && !p->by_planes) merge_axes(p);
+    for (int i = 0; i < 3 && uses_windows(p); i++) find_run(&p->windows[i], p->out_size[i]);
     const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
     p->channel_block = p->channels;
     p->row_block = max64(1, rows);
@@ -235,10 +238,6 @@ static pool_task task_of(const fc_pool *p, int64_t task) {
     t.row_end = min64(t.row + p->row_block, rows);
     t.column = column, t.column_end = min64(column + p->column_block, p->out_size[2]);
     return t;
-}
-
-static real *real_at(const fc_view *v, int64_t n, int64_t c, int64_t d, int64_t h) {
-    return (real *)v->at + n * v->stride[0] + c * v->stride[1] + d * v->stride[2] + h * v->stride[3];
 }
 
 /* Gradients and unpooling set a row of the wide array to zero just before they first write to it, while it is to stay in
@@ -531,6 +530,10 @@ static void run_planes(const fc_kernels *k, const fc_pool *p, int64_t task, void
 
 int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace, int64_t task) {
     const fc_kernels *k = kernels;
+    if (p->by_inputs) {
+        FC_NAME(fc_pool_run_inputs)(k, p, workspace, task);
+        return FC_POOL_OK;
+    }
     if (p->by_planes) {
         run_planes(k, p, task,
                    p->op == FC_MAX_POOL        ? k->pool_max_channels

@@ -64,6 +64,7 @@ typedef struct {
      * output columns; by planes, a vector of planes and a band of outputs along an axis. */
     int by_channels; /* lanes are channels; else they are columns */
     int by_planes;   /* or planes of memory order NCHW, which are brought to [pixel][lane] and back */
+    int by_inputs;   /* lanes are one or the other, and a band is one of inputs; see pool_max_grad.c */
     int band_axis, images_together;
     int64_t planes, plane_blocks, band, bands, wide_pixels, narrow_pixels; /* those of a band */
     int apart;                                                             /* no two windows have an input in common */

@@ -104,11 +104,12 @@ class _MaxPool(_MaxLike):
         return y, lambda dy: pool.max_pool_input_grad(dy, x, y, *settings, ndim=self.ndim, out=new_input())
 
     def _finds_again(self, x: Array) -> bool:
-        """Whether windows do not overlap, or are small and have lanes of channels."""
+        """Whether windows do not overlap, or are small and there are planes or channels enough for lanes."""
         apart = all(step >= d * (k - 1) + 1
                     for k, step, d in zip(self.kernel_size, self.stride, self.dilation, strict=True))
-        small = x.ndim > 2 and memory_order(x) == "channels_last" and math.prod(self.kernel_size) <= 9
-        return not on_device(x) and (apart or small)
+        outer = x.shape[: -len(self.kernel_size)]  # of which the pool checks that there are one or two
+        lanes = math.prod(outer[-1:] if memory_order(x) == "channels_last" else outer)
+        return not on_device(x) and (apart or (lanes >= 8 and math.prod(self.kernel_size) <= 27))
 
 
 @inherit_doc
