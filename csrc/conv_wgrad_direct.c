@@ -67,7 +67,8 @@ static void drop_unread(fc_wgrad *p) {
 }
 
 /* Of few pixels, more and smaller blocks keep threads busy for less than sums of shares of them do: a block more along one
- * side copies the operand of the other side once more, so that they stay worth CUT_MACS each. */
+ * side copies the operand of the other side once more, so that they stay worth CUT_MACS
+ * each; of one tap, copying is most of the work. */
 enum { MAX_CUT = 8, CUT_MACS = 4000000 };
 
 static void cut_blocks(fc_wgrad *p) {
@@ -144,7 +145,7 @@ void FC_NAME(fc_wgrad_direct_block)(fc_wgrad *p) {
         p->ldk = k->vl;
     }
 
-    if (p->form == FC_WGRAD_DIRECT && p->merged == 1) cut_blocks(p);
+    if (p->form == FC_WGRAD_DIRECT && p->merged == 1 && l->taps > 1) cut_blocks(p);
 
     const int64_t panels = ceil_div(p->block_out, k->nr);
     if (p->form == FC_WGRAD_IM2COL) {
@@ -241,7 +242,9 @@ static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t coun
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < pitch; c++) to[i * pitch + c] = row[i * step + c * l->in_stride[1]];
     else {
-        copier c = {.k = l->kernels, .channel = l->in_stride[1], .g = {row, to, step, pitch, n}};
+        copier c; /* whose arrays are left as they are: rows are short */
+        c.k = l->kernels, c.channel = l->in_stride[1];
+        c.g = (fc_wgrad_copy){row, to, step, pitch, n};
         for (int64_t strip = s0; strip < s1; strip++) {
             const int64_t c0 = channels * strip / p->strips, c1 = channels * (strip + 1) / p->strips;
             copy_strip(&c, c0, c1 - c0, strip * p->stage);
@@ -295,7 +298,8 @@ static void copy_panels(const fc_wgrad *p, const real *dy, const fc_wgrad_share 
                         int64_t pitch, real *panels) {
     const fc_lattice *l = &p->l;
     const int64_t step = l->out_stride[4], channels = s->k1 - s->k0;
-    copier c = {.k = l->kernels, .channel = l->out_stride[1]};
+    copier c;
+    c.k = l->kernels, c.channel = l->out_stride[1];
     const int64_t together = c.channel == 1 ? channels : pitch;
     for (int64_t from = 0; from < channels; from += together)
         for (int64_t i = 0; i < n;) {

@@ -23,8 +23,12 @@ static void wgrad_copy(const fc_wgrad_copy *g) {
         whole = g->count - lesser(g->count, (furthest + VL - end + step - 1) / step);
     const real *from = g->from;
     real *to = g->to;
-    for (int64_t i = 0; i < whole; i++, from += step, to += pitch)
-        for (int64_t j = 0; j < g->pieces; j++) vstore(to + g->to_at[j], vload(from + g->from_at[j]));
+    if (g->pieces == 1) { /* of depthwise, which copies more than it computes */
+        const int64_t from_at = g->from_at[0], to_at = g->to_at[0];
+        for (int64_t i = 0; i < whole; i++, from += step, to += pitch) vstore(to + to_at, vload(from + from_at));
+    } else
+        for (int64_t i = 0; i < whole; i++, from += step, to += pitch)
+            for (int64_t j = 0; j < g->pieces; j++) vstore(to + g->to_at[j], vload(from + g->from_at[j]));
     for (int64_t i = whole; i < g->count; i++, from += step, to += pitch)
         for (int64_t j = 0; j < g->pieces; j++) vstore(to + g->to_at[j], load_few(from + g->from_at[j], g->lanes[j]));
 }
