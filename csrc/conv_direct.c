@@ -215,16 +215,15 @@ static int meets_padding(const box *b, int axis, int64_t i) {
     return outside(b, axis, first) || outside(b, axis, first + b->p->span[axis] - 1);
 }
 
-/* Panel number `index` of output channels of the box. */
-static void panel(const box *b, const real *packed, int64_t index, int64_t channels, const real *bias, real *out,
+/* The output channels of the panel `shift` elements behind `packed`. */
+static void panel(const box *b, const real *packed, int64_t shift, int64_t channels, const real *bias, real *out,
                   real *products) {
     const fc_direct *p = b->p;
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     fc_term *all = b->terms, *some = all + p->chunk + 1;
     const int64_t strips = ceil_div(b->count[2], k->mr), height = b->count[2] / strips, taller = b->count[2] % strips;
-    fc_gemm g = {.lda = l->step[2] * b->stride[2], .ldb = k->nr, .n = channels};
-    g.b_shift = index * (p->reduction + 1) * k->nr;
+    fc_gemm g = {.lda = l->step[2] * b->stride[2], .ldb = k->nr, .n = channels, .b_shift = shift};
     g.ldc = p->products ? k->nr : l->out_stride[4];
     for (int64_t chunk = 0; chunk < p->chunks; chunk++) {
         const int64_t r0 = chunk * p->chunk, r1 = min64(r0 + p->chunk, p->reduction);
@@ -264,35 +263,37 @@ static void panel(const box *b, const real *packed, int64_t index, int64_t chann
                                 l->out_stride[1], l->out_stride[4]);
 }
 
-int FC_NAME(fc_direct_run)(const fc_direct *p, const void *in_, const void *packed_, const void *bias_, void *out_,
-                           void *workspace, int64_t task) {
+/* Panels [first_panel, last_panel) of a group. */
+typedef struct {
+    int64_t first, end, size;    /* size: elements between two of them */
+    const real *packed, *checks; /* of the first one: weights, and what pack_panel adds up of them */
+} panels;
+
+/* Outputs of one box of one image and group: number `index` of all boxes. */
+static void run_box(const fc_direct *p, const real *in, int64_t index, const panels *s, const real *bias, real *out,
+                    char *w) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
-    const int64_t first_panel = task % p->panel_blocks * p->panels_per_task;
-    const int64_t last_panel = min64(first_panel + p->panels_per_task, p->panels);
-    int64_t i = task / p->panel_blocks;
-    char *w = workspace;
     real *copy = take(&w, p->stage * (int64_t)sizeof(real));
     real *products = take(&w, p->products * (int64_t)sizeof(real));
     box b = {.p = p, .terms = (fc_term *)w};
+    int64_t i = index;
     for (int a = 2; a >= 0; a--) {
         b.from[a] = i % p->boxes[a] * p->box[a];
         i /= p->boxes[a];
         b.count[a] = min64(p->box[a], l->out_size[a] - b.from[a]);
         b.origin[a] = b.from[a] * l->step[a] + p->low[a];
     }
-    const int64_t group = i % l->groups, image = i / l->groups, panel_size = (p->reduction + 1) * k->nr;
-    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0] +
-                     group * l->in_channels * l->in_stride[1];
-    const real *packed = (const real *)packed_ + group * p->panels * panel_size;
-    real *out = (real *)out_ + l->out_offset + image * l->out_stride[0] + group * l->out_channels * l->out_stride[1];
+    const int64_t group = i % l->groups, image = i / l->groups;
+    in += l->in_offset + image * l->in_stride[0] + group * l->in_channels * l->in_stride[1];
+    out += l->out_offset + image * l->out_stride[0] + group * l->out_channels * l->out_stride[1];
     for (int a = 0; a < 3; a++) out += b.from[a] * l->out_stride[a + 2];
 
     b.skip = 0;
     for (int a = 0; a < 3; a++) b.skip |= b.origin[a] < 0 || b.origin[a] + extent(p, a, b.count[a]) > l->in_size[a];
-    for (int64_t n = first_panel; n < last_panel && b.skip; n++)
+    for (int64_t n = 0; n < s->end - s->first && b.skip; n++)
         for (int lane = 0; lane < k->nr; lane++)
-            if (packed[(n + 1) * panel_size - k->nr + lane] != 0) b.skip = 0;
+            if (s->checks[n * s->size + lane] != 0) b.skip = 0;
     if (p->staged) {
         b.stride[2] = p->pitch;
         b.stride[1] = extent(p, 2, b.count[2]) * b.stride[2];
@@ -306,10 +307,66 @@ int FC_NAME(fc_direct_run)(const fc_direct *p, const void *in_, const void *pack
             b.at_origin += b.origin[a] * b.stride[a];
         }
     }
-    for (int64_t n = first_panel; n < last_panel; n++) {
+    for (int64_t n = s->first; n < s->end; n++) {
         const int64_t first = n * k->nr;
-        const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + first : NULL;
-        panel(&b, packed, n, min64(k->nr, l->out_channels - first), bias, out + first * l->out_stride[1], products);
+        panel(&b, s->packed, (n - s->first) * s->size, min64(k->nr, l->out_channels - first),
+              bias ? bias + group * l->out_channels + first : NULL, out + first * l->out_stride[1], products);
+    }
+}
+
+int FC_NAME(fc_direct_run)(const fc_direct *p, const void *in, const void *packed, const void *bias, void *out,
+                           void *workspace, int64_t task) {
+    const int64_t nr = ((const fc_kernels *)p->l.kernels)->nr;
+    const int64_t index = task / p->panel_blocks, boxes = p->boxes[0] * p->boxes[1] * p->boxes[2];
+    panels s = {.first = task % p->panel_blocks * p->panels_per_task, .size = (p->reduction + 1) * nr};
+    s.end = min64(s.first + p->panels_per_task, p->panels);
+    s.packed = (const real *)packed + (index / boxes % p->l.groups * p->panels + s.first) * s.size;
+    s.checks = s.packed + p->reduction * nr;
+    run_box(p, in, index, &s, bias, out, workspace);
+    return 1;
+}
+
+/* ---- Weights as they are ---------------------------------------------------------------------------------------- */
+
+/* Boxes of a phase up to which packing is worth saving. */
+enum { RAW_BOXES = 8 };
+
+void FC_NAME(fc_direct_raw_block)(fc_direct_raw *p) {
+    const fc_kernels *k = p->l.kernels;
+    const int64_t panel = (p->l.taps * p->l.in_channels + 1) * k->nr;
+    int64_t workspace = 0, boxes = 0, copied = 0;
+    for (int64_t i = 0; i < p->n_phases; i++) {
+        fc_direct *phase = p->phases + i;
+        phase->min_tasks = 1;
+        FC_NAME(fc_direct_block)(phase);
+        const int64_t n = phase->l.batch * phase->boxes[0] * phase->boxes[1] * phase->boxes[2];
+        boxes += n, copied += n * phase->stage;
+        workspace = max64(workspace, phase->workspace_bytes);
+    }
+    p->panels = ceil_div(p->l.out_channels, k->nr);
+    p->tasks = p->l.groups * p->panels;
+    /* A phase alone would load the weights of all.  Copies are made for each panel anew. */
+    p->worth = p->tasks >= p->min_tasks && boxes <= RAW_BOXES * p->n_phases && (p->n_phases > 1 || copied <= panel);
+    p->workspace_bytes = align64(panel * (int64_t)sizeof(real)) + align64(workspace);
+}
+
+int FC_NAME(fc_direct_raw_run)(const fc_direct_raw *p, const void *in, const void *w_, const void *bias, void *out,
+                               void *workspace_, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const int64_t nr = ((const fc_kernels *)l->kernels)->nr, group = task / p->panels, n = task % p->panels;
+    const int64_t size = (l->taps * l->in_channels + 1) * nr;
+    const real *w = (const real *)w_ + group * l->w_stride[0] + n * nr * l->w_stride[1];
+    char *workspace = workspace_;
+    real *packed = take(&workspace, size * (int64_t)sizeof(real)), *checks = packed + size - nr;
+    pack_panel(l, w, min64(nr, l->out_channels - n * nr), nr, weights_end(l, w_), packed, checks);
+    panels s = {.first = n, .end = n + 1, .packed = packed, .checks = checks};
+    for (int64_t i = 0; i < p->n_phases; i++) {
+        const fc_direct *phase = p->phases + i;
+        const int64_t boxes = phase->boxes[0] * phase->boxes[1] * phase->boxes[2];
+        for (int64_t image = 0; image < phase->l.batch; image++)
+            for (int64_t b = 0; b < boxes; b++)
+                run_box(phase, in, (image * l->groups + group) * boxes + b, &s, bias, out, workspace);
+        s.packed += phase->reduction * nr;
     }
     return 1;
 }

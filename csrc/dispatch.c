@@ -128,6 +128,11 @@ FC_BY_TYPE(int, fc_direct_run,
            (const fc_direct *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
             int64_t task),
            p->l.is_double, (p, in, packed, bias, out, workspace, task))
+FC_BY_TYPE(void, fc_direct_raw_block, (fc_direct_raw * p), p->l.is_double, (p))
+FC_BY_TYPE(int, fc_direct_raw_run,
+           (const fc_direct_raw *p, const void *in, const void *w, const void *bias, void *out, void *workspace,
+            int64_t task),
+           p->l.is_double, (p, in, w, bias, out, workspace, task))
 FC_BY_TYPE(void, fc_pixels_block, (fc_pixels * p), p->phases->is_double, (p))
 FC_BY_TYPE(void, fc_pixels_pack, (const fc_pixels *p, const void *w, void *packed, int64_t task), p->l.is_double,
            (p, w, packed, task))

@@ -116,6 +116,24 @@ void fc_direct_pack(const fc_direct *p, const void *w, void *packed, int64_t tas
 int fc_direct_run(const fc_direct *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                   int64_t task);
 
+/* The same for weights that are used once, as they are: a task packs one panel of one group, which stays in L2, and runs all
+ * boxes of all images with it.  `phases` are lattices that differ in their taps, in out_size and out_offset: those of a
+ * strided data gradient, which are packed together. */
+typedef struct {
+    fc_lattice l; /* of the weights: the taps of all phases, one after the other */
+    fc_direct *phases;
+    int64_t n_phases;
+    int64_t min_tasks; /* wanted; changes no result */
+    int64_t panels;
+    int worth; /* whether this takes less time than packing all weights first */
+    int64_t tasks, workspace_bytes;
+} fc_direct_raw;
+
+/* Fills in the rest from `l`, `n_phases`, `min_tasks` and `l` and `relu` of each phase. */
+void fc_direct_raw_block(fc_direct_raw *p);
+int fc_direct_raw_run(const fc_direct_raw *p, const void *in, const void *w, const void *bias, void *out,
+                      void *workspace, int64_t task);
+
 /* The same with lanes of pixels, for few output channels or for phases of a data gradient that lie side by side:
  *
  *      input          copy, in L2: columns contiguous,         packed weights [r][mr] x rows of the copy, tiles of

@@ -65,6 +65,11 @@ static inline void pack_panel(const fc_lattice *l, const real *w, int64_t valid,
         }
         return;
     }
+    if (lanes % k->vl == 0 && lane_stride == 1) {
+        for (int64_t t = 0; t < l->taps; t++, to += channels * lanes)
+            k->pack_rows(w + l->tap_w[t], channel_stride, valid, lanes, channels, to, check);
+        return;
+    }
     for (int64_t t = 0; t < l->taps; t++)
         for (int64_t c = 0; c < channels; c++, to += lanes) {
             const real *from = w + l->tap_w[t] + c * channel_stride;

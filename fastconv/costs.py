@@ -237,18 +237,20 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     if packed:
         return p.groups * computing
     each = WEIGHT_CYCLES * (CROWDED_WEIGHTS if shape.points[0] > 1 else 1)
-    apart = computing + vectors * (each + (MEMORY_CYCLES if p.groups * weights > PACKED_NEAR_BYTES else 0))
-    fused = (products + transforms) * crowded + vectors * each * max(_ceil_div(tiles, max(far, block)), 1)
+    phased = math.prod(map(len, axes))  # each phase has weights of its own
+    far_away = p.groups * phased * weights > PACKED_NEAR_BYTES
+    apart = computing + phased * vectors * (each + (MEMORY_CYCLES if far_away else 0))
+    fused = (products + transforms) * crowded + vectors * each * max(_ceil_div(tiles, max(far, block)), phased)
     return p.groups * (min(apart, fused) if p.groups * written > columns else apart)
 
 
-def packing(p: ConvProblem, op: str, isa: str) -> float:
-    """Predicted cycles to bring weights into place for the plain sum."""
+def packing(p: ConvProblem, op: str, isa: str, in_tasks: bool) -> float:
+    """Predicted cycles to bring weights into place for the plain sum; `in_tasks`: they stay in L2 for their use."""
     lanes, columns = _cpu.vector_lanes(isa, p.dtype), _cpu.tile(isa, p.dtype)[1]
     read, written = channels(p, op)
     weights = p.taps * read * _round_up(written, columns) * p.groups
-    memory = MEMORY_CYCLES if weights * (4 if p.dtype == "float32" else 8) > PACKED_NEAR_BYTES else 0
-    return weights / lanes * (PACK_CYCLES + memory)
+    far = not in_tasks and weights * (4 if p.dtype == "float32" else 8) > PACKED_NEAR_BYTES
+    return weights / lanes * (PACK_CYCLES + (MEMORY_CYCLES if far else 0))
 
 
 def _grids(p: ConvProblem, size: tuple[int, ...]) -> int:

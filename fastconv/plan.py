@@ -24,6 +24,8 @@ MAX_WINOGRAD_TERMS = 16
 MAX_WINOGRAD_BYTES = 18 << 20
 # Pixels of an image from which on im2col's weight gradient, image by image, is worth it.
 SHORT_IMAGE = 4
+# Pixels of a phase up to which the direct algorithm packs weights in its tasks (csrc/conv_direct.c).
+RAW_PIXELS = 4096
 # Most bytes of a thread's copy of the input for a few outputs.
 MAX_COPY = 8 << 20
 
@@ -310,7 +312,18 @@ def _direct_cycles(r: Request) -> float:
 
 
 def _packing(r: Request) -> float:
-    return 0 if r.packed or r.op == "conv_weight_grad" else costs.packing(r.problem, r.op, r.isa)
+    if r.packed or r.op == "conv_weight_grad":
+        return 0
+    return costs.packing(r.problem, r.op, r.isa, _packs_in_tasks(r))
+
+
+def _packs_in_tasks(r: Request) -> bool:
+    """Whether the direct algorithm packs the phases of a strided gradient in its tasks, nearly as fc_direct_raw_block
+    decides; other convolutions, for which it also may, have no faster algorithm that they could be taken for."""
+    p = r.problem
+    phased = r.op == "conv_input_grad" and p.stride != (1, 1, 1) and not _lanes_are_pixels(r)
+    panels = p.groups * -(-costs.channels(p, r.op)[1] // _cpu.tile(r.isa, p.dtype)[1])
+    return phased and panels >= 2 * r.threads and r.batch * math.prod(p.out_size) <= RAW_PIXELS
 
 
 def _direct(r: Request) -> tuple[Any, bool]:
@@ -334,6 +347,9 @@ def _direct(r: Request) -> tuple[Any, bool]:
         n = max(lattice.width_phases(p), 1) if r.op == "conv_input_grad" else 1
         return _cpu.ConvPlan([_cpu.pixels_part(lattices[i:i + n], r.isa, double, r.relu, tasks)
                               for i in range(0, len(lattices), n)]), covers
+    raw = _cpu.direct_raw_part(lattices, r.isa, double, r.relu, 2 * r.threads) if lattices and not r.packed else None
+    if raw:
+        return _cpu.ConvPlan([raw]), covers
     return _cpu.ConvPlan([_cpu.direct_part(part, r.isa, double, r.relu, tasks) for part in lattices]), covers
 
 

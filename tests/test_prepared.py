@@ -11,6 +11,8 @@ from tolerance import assert_close
 
 import fastconv
 from fastconv import functional, nn, prepare_conv, prepare_conv_transpose
+from fastconv.plan import plan_for
+from fastconv.problem import conv_problem
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +247,37 @@ def test_relu_passes_nan_on(algorithm):
     expected = np.zeros(y.shape, bool)
     expected[:, :, 3:6, 9:12] = True
     np.testing.assert_array_equal(np.isnan(y), expected)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "stride", "op"), [
+    ((1, 96, 14, 14), (256, 96, 1, 1), 1, "conv"),
+    ((3, 40, 9, 9), (200, 40, 1, 1), 1, "conv"),
+    ((1, 200, 14, 14), (96, 200, 1, 1), 1, "conv_input_grad"),
+    ((2, 129, 15, 13), (48, 129, 3, 3), 2, "conv_input_grad"),
+    ((1, 256, 6, 7, 8), (40, 128, 2, 3, 1), 2, "conv_input_grad"),
+    ((1, 260, 90), (24, 260, 5), 3, "conv_input_grad"),
+])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_used_once_are_packed_in_tasks_with_the_same_bits(x_shape, w_shape, stride, op, dtype):
+    groups = x_shape[1] // w_shape[1]
+    x, w = normal(5, x_shape, w_shape, dtype=dtype)
+    problem = conv_problem(fastconv.to_channels_last(x), w, stride=stride, padding=w_shape[-1] // 2, groups=groups)
+    shape = {"conv": problem.y_shape, "conv_input_grad": problem.x_shape}
+    given, = normal(6, shape["conv_input_grad" if op == "conv" else "conv"], dtype=dtype)
+    given = fastconv.to_channels_last(given)
+    results = []
+    for threads in (1, 2):
+        with fastconv.config(threads=threads):
+            once = plan_for(problem, op, "direct").engine
+            with pytest.raises(ValueError, match="as they are"):
+                once.pack(w, threads)
+            often = plan_for(problem, op, "direct", packed=True).engine
+            for engine, weights in ((once, w), (once, fastconv.to_channels_last(w)), (often, often.pack(w, threads))):
+                if weights is not w and engine is once:
+                    engine = plan_for(conv_problem(fastconv.to_channels_last(x), weights, stride=stride,
+                                                   padding=w_shape[-1] // 2, groups=groups), op, "direct").engine
+                out = fastconv.to_channels_last(np.full(shape[op], np.nan, dtype))
+                assert engine.run(given, weights, None, out, threads)
+                results.append(out)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])

@@ -49,6 +49,16 @@ cdef extern from "fastconv.h" nogil:
     int fc_direct_run(const fc_direct *p, const void *x, const void *packed, const void *bias, void *out,
                       void *workspace, int64_t task)
 
+    ctypedef struct fc_direct_raw:
+        fc_lattice l
+        fc_direct *phases
+        int worth
+        int64_t n_phases, min_tasks, tasks, workspace_bytes
+
+    void fc_direct_raw_block(fc_direct_raw *p)
+    int fc_direct_raw_run(const fc_direct_raw *p, const void *x, const void *w, const void *bias, void *out,
+                          void *workspace, int64_t task)
+
     ctypedef struct fc_pixels:
         const fc_lattice *phases
         int64_t n_phases

@@ -10,7 +10,7 @@ from cpython.buffer cimport (PyBUF_STRIDES, PyBUF_WRITABLE, Py_buffer, PyBuffer_
 from cpython.pythread cimport PyThread_get_thread_ident
 from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from fastconv.backends._capi cimport *

@@ -59,7 +59,7 @@ cdef class Part:
     """One lattice under one algorithm."""
     cdef _Lattice lattice
     cdef list phases  # lattices that `all_phases` copies
-    cdef fc_lattice *all_phases
+    cdef void *all_phases
     cdef void *plan
     cdef PartCalls calls
     cdef int64_t packed_bytes, workspace_bytes
@@ -77,6 +77,12 @@ cdef class Part:
         memset(self.plan, 0, size)
         self.calls.plan = self.plan
         return self.plan
+
+    cdef void *new_phases(self, size_t size) except NULL:
+        self.all_phases = calloc(len(self.phases), size)
+        if self.all_phases == NULL:
+            raise MemoryError
+        return self.all_phases
 
     cdef int sizes(self, int64_t tasks, int64_t pack_tasks, int64_t packed_bytes, int64_t workspace_bytes) except -1:
         self.calls.tasks, self.calls.pack_tasks = tasks, pack_tasks
@@ -108,18 +114,36 @@ def direct_part(lattice, str isa, bint is_double, bint relu, int min_tasks):
     return part
 
 
+def direct_raw_part(lattices, str isa, bint is_double, bint relu, int min_tasks):
+    """The same as the `direct_part` of each of `lattices`, from weights as they are; None where packing them is better."""
+    cdef Part part = Part()
+    taps = tuple([tap for lattice in lattices for tap in lattice.tap_at])
+    joint = lattices[0]._replace(tap_at=taps, tap_w=tuple([tap for lattice in lattices for tap in lattice.tap_w]))
+    cdef fc_direct_raw *p = <fc_direct_raw *>part.new_plan(sizeof(fc_direct_raw), joint, isa, is_double, False)
+    cdef Py_ssize_t i
+    part.phases = [_Lattice(lattice, isa, is_double, False) for lattice in lattices]
+    cdef fc_direct *phases = <fc_direct *>part.new_phases(sizeof(fc_direct))
+    for i in range(len(part.phases)):
+        phases[i].l, phases[i].relu = (<_Lattice>part.phases[i]).l, relu
+    p.l, p.phases, p.n_phases, p.min_tasks = part.lattice.l, phases, len(part.phases), min_tasks
+    fc_direct_raw_block(p)
+    if not p.worth:
+        return None
+    part.sizes(p.tasks, 0, 0, p.workspace_bytes)
+    part.calls.run, part.calls.fused = <RunTask>fc_direct_raw_run, True
+    return part
+
+
 def pixels_part(lattices, str isa, bint is_double, bint relu, int min_tasks):
     """Products with lanes of pixels from a padded copy; `lattices` are phases that write the same rows."""
     cdef Part part = Part()
     cdef fc_pixels *p = <fc_pixels *>part.new_plan(sizeof(fc_pixels), lattices[0], isa, is_double, False)
     cdef Py_ssize_t i
     part.phases = [_Lattice(lattice, isa, is_double, False) for lattice in lattices]
-    part.all_phases = <fc_lattice *>malloc(len(part.phases) * sizeof(fc_lattice))
-    if part.all_phases == NULL:
-        raise MemoryError
+    cdef fc_lattice *phases = <fc_lattice *>part.new_phases(sizeof(fc_lattice))
     for i in range(len(part.phases)):
-        part.all_phases[i] = (<_Lattice>part.phases[i]).l
-    p.phases, p.n_phases, p.relu, p.min_tasks = part.all_phases, len(part.phases), relu, min_tasks
+        phases[i] = (<_Lattice>part.phases[i]).l
+    p.phases, p.n_phases, p.relu, p.min_tasks = phases, len(part.phases), relu, min_tasks
     fc_pixels_block(p)
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
     part.calls.pack, part.calls.run = <PackTask>fc_pixels_pack, <RunTask>fc_pixels_run
