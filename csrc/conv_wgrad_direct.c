@@ -244,7 +244,7 @@ static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t coun
     else {
         copier c; /* whose arrays are left as they are: rows are short */
         c.k = l->kernels, c.channel = l->in_stride[1];
-        c.g = (fc_wgrad_copy){row, to, step, pitch, n};
+        c.g = (fc_wgrad_copy){.from = row, .to = to, .step = step, .pitch = pitch, .count = n};
         for (int64_t strip = s0; strip < s1; strip++) {
             const int64_t c0 = channels * strip / p->strips, c1 = channels * (strip + 1) / p->strips;
             copy_strip(&c, c0, c1 - c0, strip * p->stage);
@@ -307,7 +307,8 @@ static void copy_panels(const fc_wgrad *p, const real *dy, const fc_wgrad_share 
             const real *row = row_of(l, dy, r);
             int64_t count = 0; /* of rows that follow each other in memory */
             while (i < n && row_of(l, dy, runs + i) == row + count * step) count += runs[i++].count;
-            c.g = (fc_wgrad_copy){row, panels + r->pixel * pitch, step, pitch, count};
+            c.g = (fc_wgrad_copy){
+                .from = row, .to = panels + r->pixel * pitch, .step = step, .pitch = pitch, .count = count};
             for (int64_t first = from; first < min64(from + together, channels); first += pitch)
                 copy_strip(&c, first, min64(pitch, channels - first), first * PIXELS);
             copy_pieces(&c);

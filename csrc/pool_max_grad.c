@@ -54,7 +54,7 @@ static cover cover_of(const fc_pool *p, int axis, char **workspace) {
     cover c = {.start = take(workspace, (inputs + 2) * (int64_t)sizeof(int32_t)),
                .at = take(workspace, covered(w, outputs) * (int64_t)sizeof(int32_t))};
     int32_t *next = c.start +
-                    1; /* where the next output of an input goes; in the end, where those of the next input begin */
+                    1; /* where the next output of an input goes; in the end, those of the next input begin there */
     for (int64_t i = 0; i < inputs + 2; i++) c.start[i] = 0;
     for (int64_t o = 0; o < outputs; o++)
         for (int64_t t = 0; t < w->count[o]; t++) c.start[w->first[o] + t * w->step + 2]++;

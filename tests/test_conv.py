@@ -11,6 +11,8 @@ from tolerance import assert_close
 import fastconv
 from fastconv import functional
 from fastconv.arrays import memory_order
+from fastconv.backends import cpu, lattice, reference
+from fastconv.problem import conv_problem
 
 PASSES = ("conv", "conv_input_grad", "conv_weight_grad")
 
@@ -323,3 +325,23 @@ def test_linear_takes_any_strides():
     view, weight = x.T[::-2], w[::2, ::-2]
     y = functional.linear(view[:, ::2], weight)
     assert_close(y, view[:, ::2].astype(np.float64) @ weight.T.astype(np.float64), 12)
+
+
+@pytest.mark.parametrize(("x_shape", "w_shape", "stride", "padding"), [
+    ((2, 1, 50), (5, 1, 8), 4, 3),
+    ((1, 1, 37), (130, 1, 4), 2, 0),
+    ((3, 1, 24), (2, 1, 3), 3, 2),
+    ((2, 1, 9, 31), (4, 1, 3, 6), (2, 3), (1, 4)),
+    ((1, 1, 5, 6, 23), (7, 1, 2, 1, 4), (2, 1, 4), (0, 2, 1)),
+])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients_of_one_channel_whose_phases_are_channels(x_shape, w_shape, stride, padding, dtype):
+    x, w = normal(1, x_shape, w_shape, dtype=dtype)
+    problem = conv_problem(x, w, stride=stride, padding=padding)
+    assert lattice.interleaved_input_grad(problem)
+    dy, bias = normal(2, problem.y_shape, (1,), dtype=dtype)
+    for b in (None, bias):
+        expected = reference.conv_input_grad(problem, dy, w) + (0 if b is None else b)
+        out = np.full(x_shape, np.nan, dtype)
+        cpu.conv_input_grad(problem, dy, w, bias=b, out=out, algorithm="direct")
+        assert_close(out, expected, w.size)

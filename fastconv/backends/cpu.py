@@ -56,8 +56,12 @@ class Run:
         self._dtype = np.dtype(problem.dtype)
         self._threads = plan.threads
         # Channels of a transposed convolution that the plan takes as so many channels each have one bias.
-        linear = op == "conv_input_grad" and plan.algorithm == "direct" and lattice.linear_input_grad(problem)
-        self._spread = problem.taps if linear else 1
+        self._spread = 1
+        if op == "conv_input_grad" and plan.algorithm == "direct":
+            if lattice.linear_input_grad(problem) is not None:
+                self._spread = problem.taps
+            elif lattice.interleaved_input_grad(problem):
+                self._spread = problem.stride[2]
         self._engine = engine = plan.engine
         self._packed = None if packed is None or engine is None else packed(
             engine.layout, lambda w: engine.pack(w, plan.threads))
@@ -67,12 +71,12 @@ class Run:
         if self._engine is None:
             return self._reference(x, w, b, out)
         plan = self.plan
-        if b is not None and self._spread > 1:
-            b = np.repeat(b, self._spread)
         if out is None:
             out = empty(self._shape, self._dtype, plan.problem.order)
         if not plan.covers:
             out[...] = 0 if b is None else self._relu(_along_channels(b, plan.problem))
+        if b is not None and self._spread > 1:
+            b = np.repeat(b, self._spread)
         if not self._engine.run(x, w if self._packed is None else self._packed, b, out, self._threads):
             again = plan_for(plan.problem, plan.op, FINITE_OR_NOT, relu=plan.relu)
             again.engine.run(x, w, b, out, self._threads)

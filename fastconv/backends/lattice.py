@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fastconv.problem import ConvProblem
@@ -142,6 +143,46 @@ def input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], bool]:
 def width_phases(p: ConvProblem) -> int:
     """How many neighbours among the lattices of `input_grad` write the same rows: the phases along the width."""
     return len(_phases_of_axis(p.in_size[2], p.kernel[2], p.stride[2], p.dilation[2], p.pad_lo[2]))
+
+
+def interleaved_input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], ...]:
+    """The lattices of dx for one input channel and a kernel of whole strides, so that all phases along the width meet as
+    many taps: `stride` neighbours are output channels of one lattice, which read the same dy.
+
+    In one dimension, kernel 4, stride 2, padding 1:
+
+        dx[0]     tap 1 3                       a lattice of its own, for what begins before 0 or ends behind the last
+        dx[1:3]   taps 0 2 of channel 0         x + padding = 2 g + channel, and tap t = 2 j + channel meets dy[g - j]
+        dx[3:5]   taps 1 3 of channel 1
+
+    Returns
+    -------
+    tuple
+        Sets of lattices that write the same rows: one of several channels, or some of one. Empty for others.
+    """
+    n, kernel, stride, pad = p.in_size[2], p.kernel[2], p.stride[2], p.pad_lo[2]
+    first = -pad % stride
+    groups = (n - first) // stride
+    if p.in_channels != 1 or stride == 1 or p.dilation[2] != 1 or kernel % stride or groups < stride:
+        return ()
+    step, sets = p.w_strides[4], []
+    outer = replace(p, in_size=(*p.in_size[:2], 1), kernel=(*p.kernel[:2], 1), stride=(*p.stride[:2], 1),
+                       pad_lo=(*p.pad_lo[:2], 0))
+    for rows in input_grad(outer)[0]:
+        def at(x: int, size: int, channels: int, rows: Lattice = rows) -> Lattice:
+            begin = (x + pad) // stride
+            taps = range((x + pad) % stride, kernel, stride)
+            return rows._replace(
+                out_channels=channels, out_size=(*rows.out_size[:2], size),
+                tap_at=tuple((*outside[:2], begin - j) for outside in rows.tap_at for j in range(len(taps))),
+                tap_w=tuple(w + t * step for w in rows.tap_w for t in taps),
+                out_strides=(rows.out_strides[0], p.x_strides[4], *rows.out_strides[2:4], stride * p.x_strides[4]),
+                out_offset=rows.out_offset + x * p.x_strides[4],
+                w_strides=(rows.w_strides[0], step, rows.w_strides[2]))
+        end = first + groups * stride
+        sets += [(at(first, groups, stride),), tuple(at(x, 1, 1) for x in range(first)),
+                 tuple(at(x, 1, 1) for x in range(end, n))]
+    return tuple(lattices for lattices in sets if lattices)
 
 
 def _times(strides: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
