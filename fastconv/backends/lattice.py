@@ -146,8 +146,8 @@ def width_phases(p: ConvProblem) -> int:
 
 
 def interleaved_input_grad(p: ConvProblem) -> tuple[tuple[Lattice, ...], ...]:
-    """The lattices of dx for one input channel and a kernel of whole strides, so that all phases along the width meet as
-    many taps: `stride` neighbours are output channels of one lattice, which read the same dy.
+    """The lattices of dx for one input channel and a kernel of whole strides, so that all phases along the width meet
+    as many taps: `stride` neighbours are output channels of one lattice, which read the same dy.
 
     In one dimension, kernel 4, stride 2, padding 1:
 
