@@ -8,8 +8,8 @@
 #include "kernels.h"
 #include "pack.h"
 
-/* Terms of one partial sum: the longer, the less often outputs are read back; weights of a panel come from L2 while strips
- * pass by.  Budgets: the copy, in L2; outputs of a panel, in L2. */
+/* Terms of one partial sum: the longer, the less often outputs are read back; weights of a panel come from L2 while
+ * strips pass by.  Budgets: the copy, in L2; outputs of a panel, in L2. */
 enum { CHUNK = 384, STAGE_BYTES = 256 * 1024, PIXELS = 512 };
 
 enum { LINE = 64 / sizeof(real) };
@@ -180,9 +180,9 @@ static void stage(const box *b, const real *in, real *to) {
     }
 }
 
-/* The terms of output (0, 0, 0) of the box and panel 0 for the reduction indices [r0, r1): one per tap, joined where taps
- * lie next to each other in memory.  Those of other outputs and panels lie a shift away.  `at`, if given: leaves out the
- * taps that meet only padding for `count` outputs from there. */
+/* The terms of output (0, 0, 0) of the box and panel 0 for the reduction indices [r0, r1): one per tap, joined where
+ * taps lie next to each other in memory.  Those of other outputs and panels lie a shift away.  `at`, if given:
+ * leaves out the taps that meet only padding for `count` outputs from there. */
 static int64_t terms_of(const box *b, const int64_t *at, int64_t count, const real *packed, int64_t r0, int64_t r1,
                         fc_term *terms) {
     const fc_direct *p = b->p;

@@ -66,9 +66,9 @@ static void drop_unread(fc_wgrad *p) {
     }
 }
 
-/* Of few pixels, more and smaller blocks keep threads busy for less than sums of shares of them do: a block more along one
- * side copies the operand of the other side once more, so that they stay worth CUT_MACS
- * each; of one tap, copying is most of the work. */
+/* Of few pixels, more and smaller blocks keep threads busy for less than sums of shares of them do: a block more
+ * along one side copies the operand of the other side once more, so that they stay worth CUT_MACS each; of one tap,
+ * copying is most of the work. */
 enum { MAX_CUT = 8, CUT_MACS = 4000000 };
 
 static void cut_blocks(fc_wgrad *p) {
@@ -190,7 +190,8 @@ static int64_t runs_of(const fc_wgrad *p, int64_t unit, run runs[PIXELS]) {
     return n;
 }
 
-/* Copies of a row of pixels, whose channels lie `channel` apart in memory; of neighbouring ones whole pixels at a time. */
+/* Copies of a row of pixels, whose channels lie `channel` apart in memory; of neighbouring ones whole pixels at a
+ * time. */
 typedef struct {
     const fc_kernels *k;
     int64_t channel;
@@ -221,7 +222,8 @@ static void copy_strip(copier *c, int64_t first, int64_t n, int64_t at) {
     }
 }
 
-/* Copies strips [s0, s1) of `count` positions of a row of the input, from position x on: zeros outside, and of a null row. */
+/* Copies strips [s0, s1) of `count` positions of a row of the input, from position x on: zeros outside, and of a
+ * null row. */
 static void copy_row(const fc_wgrad *p, const real *row, int64_t x, int64_t count, int64_t channels, int64_t s0,
                      int64_t s1, real *to) {
     const fc_lattice *l = &p->l;
@@ -318,7 +320,8 @@ static void copy_panels(const fc_wgrad *p, const real *dy, const fc_wgrad_share 
 /* Products of more terms wait for memory so seldom that fetching ahead only takes time from them. */
 enum { AHEAD_TERMS = 256, AHEAD_ROWS = 256 };
 
-/* What the next unit copies, on its way to L2 while this one is multiplied: `n` pieces of `bytes`, `step` bytes apart. */
+/* What the next unit copies, on its way to L2 while this one is multiplied: `n` pieces of `bytes`, `step` bytes
+ * apart. */
 typedef struct {
     const char *at;
     int64_t step, n, bytes;
@@ -443,8 +446,8 @@ static void sum_lanes(const fc_wgrad *p, const real *in, const real *dy, const f
     }
 }
 
-/* Whether both operands of the product of one tap can be read where they are.  With more rows, pixels lie so far apart that
- * L1 cannot hold them, and tiles read them too often. */
+/* Whether both operands of the product of one tap can be read where they are.  With more rows, pixels lie so far
+ * apart that L1 cannot hold them, and tiles read them too often. */
 enum { IN_PLACE_ROWS = 128 };
 
 static int in_place(const fc_wgrad *p, const fc_wgrad_share *s) {

@@ -116,9 +116,9 @@ void fc_direct_pack(const fc_direct *p, const void *w, void *packed, int64_t tas
 int fc_direct_run(const fc_direct *p, const void *in, const void *packed, const void *bias, void *out, void *workspace,
                   int64_t task);
 
-/* The same for weights that are used once, as they are: a task packs one panel of one group, which stays in L2, and runs all
- * boxes of all images with it.  `phases` are lattices that differ in their taps, in out_size and out_offset: those of a
- * strided data gradient, which are packed together. */
+/* The same for weights that are used once, as they are: a task packs one panel of one group, which stays in L2, and
+ * runs all boxes of all images with it.  `phases` are lattices that differ in their taps, in out_size and out_offset:
+ * those of a strided data gradient, which are packed together. */
 typedef struct {
     fc_lattice l; /* of the weights: the taps of all phases, one after the other */
     fc_direct *phases;

@@ -12,8 +12,8 @@ static inline real *real_at(const fc_view *v, int64_t n, int64_t c, int64_t d, i
     return (real *)v->at + n * v->stride[0] + c * v->stride[1] + d * v->stride[2] + h * v->stride[3];
 }
 
-/* The gradient of max pools whose windows overlap, by bands of inputs (pool_max_grad.c): tasks, bands and workspace, where
- * lanes are chosen; and a task. */
+/* The gradient of max pools whose windows overlap, by bands of inputs (pool_max_grad.c): tasks, bands and workspace,
+ * where lanes are chosen; and a task. */
 void FC_NAME(fc_pool_block_inputs)(const fc_kernels *k, fc_pool *p);
 void FC_NAME(fc_pool_run_inputs)(const fc_kernels *k, const fc_pool *p, char *workspace, int64_t task);
 

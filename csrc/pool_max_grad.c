@@ -1,8 +1,8 @@
 /* The gradient of max pools whose windows overlap, by inputs.
  *
- * Inputs go to their rows of outputs, rather than outputs to rows of inputs: each row of dx is written once, and bands of
- * rows (of slices in 3D) are tasks of their own.  A band begins with those rows before it that share windows with it, which
- * say what maxima are taken:
+ * Inputs go to their rows of outputs, rather than outputs to rows of inputs: each row of dx is written once, and bands
+ * of rows (of slices in 3D) are tasks of their own.  A band begins with those rows before it that share windows with
+ * it, which say what maxima are taken:
  *
  *      x      - - - - + + + + + + + +       - before the band, + in it
  *      y         |-----|                    windows that reach into the band

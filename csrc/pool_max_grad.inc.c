@@ -7,8 +7,8 @@
  *
  * The first of equal maxima in row-major order lies in the first row that has one. */
 
-/* Row r of outputs gives dy to the maximum m of a row under its window if that is the maximum of the window, which then is
- * taken: NaN is equal to nothing. */
+/* Row r of outputs gives dy to the maximum m of a row under its window if that is the maximum of the window, which
+ * then is taken: NaN is equal to nothing. */
 FC_INLINE vec take_dy(const fc_pool_inputs *g, int64_t r, int64_t at, vec m) {
     const vec open = vload(g->open[r] + at);
     const mask hit = (mask)(m == open);

@@ -5,8 +5,8 @@
 #include "fastconv.h"
 #include "kernels.h"
 
-/* Tasks wanted, and multiply-adds that a task is worth.  A share of a block of fewer than SPLIT_PIXELS would take longer to
- * be added up than to be computed. */
+/* Tasks wanted, and multiply-adds that a task is worth.  A share of a block of fewer than SPLIT_PIXELS would take
+ * longer to be added up than to be computed. */
 enum { MIN_TASKS = 16, MIN_MACS = 2000000, SPLIT_PIXELS = 512 };
 
 /* Shares of each of `blocks` blocks: an even number of tasks, so that two threads get as many. */
