@@ -343,7 +343,7 @@ def _direct(r: Request) -> tuple[Any, bool]:
     elif _linear(p, r.op):
         lattices = (lattice.linear(lattices[0]),)
     tasks = 1 if p.macs < SMALL else -(-4 * r.threads // max(len(lattices), 1))
-    if r.op == "conv_input_grad" and (sets := lattice.interleaved_input_grad(p)):
+    if r.op == "conv_input_grad" and whole is None and (sets := lattice.interleaved_input_grad(p)):
         return _cpu.ConvPlan([_cpu.pixels_part(rows, r.isa, double, r.relu, tasks) for rows in sets]), covers
     if _lanes_are_pixels(r) and whole is None:
         n = max(lattice.width_phases(p), 1) if r.op == "conv_input_grad" else 1
