@@ -35,6 +35,8 @@ PICKED = 1.45
 MOVE_CYCLES, COPY_CYCLES = 30.0, 8.0
 # Cycles to gather a vector of pixels in NCHW, side by side or strided; to find the pixels of a tile in another channel.
 GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
+# Cycles to write an output of a phase, next to which others write theirs; to bring a weight into a panel of rows.
+PHASE_CYCLES, PACK_ROW_CYCLES = 6.0, 5.5
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
 NEAR_BYTES, FAR_BYTES_PER_CYCLE, NEAR_BYTES_PER_CYCLE = 256 * 1024, 10.0, 32.0
 
@@ -121,7 +123,10 @@ def pixels(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     size = p.out_size if op == "conv_input_grad" else p.in_size
     macs = p.macs / p.batch * batch if p.batch else 0
     terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 2 / written  # few rows load more than they compute
-    return macs * terms / (_rate(isa) * lanes) / TILE_SHARE + 2 * batch * math.prod(size) * read * p.groups / lanes
+    copied = 2 * math.prod(size) * read / lanes
+    if op == "conv_input_grad" and p.stride[2] > 1:
+        copied += PHASE_CYCLES * math.prod(p.in_size) * written
+    return macs * terms / (_rate(isa) * lanes) / TILE_SHARE + batch * p.groups * copied
 
 
 def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
@@ -244,10 +249,13 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     return p.groups * (min(apart, fused) if p.groups * written > columns else apart)
 
 
-def packing(p: ConvProblem, op: str, isa: str, in_tasks: bool) -> float:
-    """Predicted cycles to bring weights into place for the plain sum; `in_tasks`: they stay in L2 for their use."""
+def packing(p: ConvProblem, op: str, isa: str, in_tasks: bool, as_rows: bool) -> float:
+    """Predicted cycles to bring weights into place for the plain sum: `in_tasks` if they stay in L2 for their use,
+    `as_rows` if lanes are pixels."""
     lanes, columns = _cpu.vector_lanes(isa, p.dtype), _cpu.tile(isa, p.dtype)[1]
     read, written = channels(p, op)
+    if as_rows:
+        return PACK_ROW_CYCLES * p.taps * read * written * p.groups
     weights = p.taps * read * _round_up(written, columns) * p.groups
     far = not in_tasks and weights * (4 if p.dtype == "float32" else 8) > PACKED_NEAR_BYTES
     return weights / lanes * (PACK_CYCLES + (MEMORY_CYCLES if far else 0))

@@ -307,14 +307,15 @@ def _linear(p: ConvProblem, op: str) -> bool:
 
 
 def _direct_cycles(r: Request) -> float:
-    predict = costs.pixels if r.op != "conv_weight_grad" and _lanes_are_pixels(r) else costs.direct
-    return predict(r.problem, r.op, r.isa, r.batch) + _packing(r)
+    if r.op == "conv_weight_grad":
+        return costs.direct(r.problem, r.op, r.isa, r.batch)
+    as_rows = _lanes_are_pixels(r)
+    predict = costs.pixels if as_rows else costs.direct
+    return predict(r.problem, r.op, r.isa, r.batch) + _packing(r, as_rows)
 
 
-def _packing(r: Request) -> float:
-    if r.packed or r.op == "conv_weight_grad":
-        return 0
-    return costs.packing(r.problem, r.op, r.isa, _packs_in_tasks(r))
+def _packing(r: Request, as_rows: bool = False) -> float:
+    return 0 if r.packed else costs.packing(r.problem, r.op, r.isa, _packs_in_tasks(r), as_rows)
 
 
 def _packs_in_tasks(r: Request) -> bool:
