@@ -31,8 +31,9 @@ SPREAD = 3.0
 PARTIAL_CYCLES = 19.0
 # What a multiply-add takes longer in groups of several channels, whose lanes are picked.
 PICKED = 1.45
-# Cycles to bring a vector of channels from NCHW into place or back; to begin with copying a run of channels.
-MOVE_CYCLES, COPY_CYCLES = 30.0, 8.0
+# Cycles to bring a vector of channels from NCHW into place, plane by plane, or back; to begin with copying a run of
+# channels.
+MOVE_IN_CYCLES, MOVE_OUT_CYCLES, COPY_CYCLES = 30.0, 12.0, 8.0
 # Cycles to gather a vector of pixels in NCHW, side by side or strided; to find the pixels of a tile in another channel.
 GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
 # Cycles to write an output of a phase, next to which others write theirs; to bring a weight into a panel of rows.
@@ -107,13 +108,13 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     if p.taps == 1 and _to(p, op)[1] != 1:  # lanes are pixels
         padded = 1 + TILE_TERMS / max(read, 1) + 2 / written
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
-    moved, hops = 0, 0.0
+    moved = hops = 0.0
     if p.taps > 1:
-        moved += math.prod(from_size) * _ceil_div(read, lanes) * (_from(p, op)[1] != 1)
-        moved += math.prod(size) * _ceil_div(written, lanes) * (_to(p, op)[1] != 1)
+        moved += MOVE_IN_CYCLES * math.prod(from_size) * max(read, 1) / lanes * (_from(p, op)[1] != 1)
+        moved += MOVE_OUT_CYCLES * math.prod(size) * _ceil_div(written, lanes) * (_to(p, op)[1] != 1)
     elif _to(p, op)[1] != 1 and _from(p, op)[1] > 1024:
         hops = math.prod(size) / (2 * lanes) * read * batch * p.groups * CHANNEL_CYCLES
-    return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + MOVE_CYCLES * moved * batch * p.groups + hops
+    return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + moved * batch * p.groups + hops
 
 
 def pixels(p: ConvProblem, op: str, isa: str, batch: int) -> float:

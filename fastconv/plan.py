@@ -24,6 +24,8 @@ MAX_WINOGRAD_TERMS = 16
 MAX_WINOGRAD_BYTES = 18 << 20
 # Pixels of an image from which on im2col's weight gradient, image by image, is worth it.
 SHORT_IMAGE = 4
+# Vectors of pixels of an image, below which too many lanes are empty if they are pixels.
+FEW_VECTORS = 8
 # Pixels of a phase up to which the direct algorithm packs weights in its tasks (csrc/conv_direct.c).
 RAW_PIXELS = 4096
 # Most bytes of a thread's copy of the input for a few outputs.
@@ -333,9 +335,10 @@ def _direct(r: Request) -> tuple[Any, bool]:
     p, double = r.problem, r.problem.dtype == "float64"
     _, written = costs.channels(p, r.op)
     lattices, covers = _lattices(r)
-    columns = _pointwise(p) and (
-        (p.x_strides if r.op == "conv_input_grad" else p.y_strides)[1] != 1
-        or 2 * written < _cpu.vector_lanes(r.isa, p.dtype))
+    to_strides = p.x_strides if r.op == "conv_input_grad" else p.y_strides
+    lanes = _cpu.vector_lanes(r.isa, p.dtype)
+    columns = _pointwise(p) and (2 * written < lanes or (
+        to_strides[1] != 1 and math.prod(p.out_size) >= FEW_VECTORS * lanes))
     if columns:  # pixels are lanes: nothing has to be copied or transposed
         return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, False, r.relu) for part in lattices]), covers
     whole = lattice.linear_input_grad(p) if r.op == "conv_input_grad" else None
