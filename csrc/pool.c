@@ -272,15 +272,23 @@ static void cut_outputs(const fc_pool *p, int64_t o, int64_t end, fc_pool_row *r
     r->outputs = end - o;
 }
 
-/* Narrows the row to the outputs from `o` on whose windows lie in p->line columns, and returns the first one left. */
+/* Narrows the row to the outputs from `o` on whose windows lie in p->line columns, and returns the first one left.  Those of
+ * the run are counted, not visited. */
 static int64_t cut_line(const fc_pool *p, int64_t o, fc_pool_row *r) {
     const fc_windows *w = &p->windows[2];
+    const int64_t most = min64(p->out_size[2], o + LINE);
     int64_t low = w->first[o], high = low, end = o;
-    for (; end < p->out_size[2] && end - o < LINE; end++) {
-        const int64_t new_low = min64(low, w->first[end]);
-        const int64_t new_high = max64(high, w->first[end] + (w->count[end] - 1) * w->step + 1);
+    while (end < most) {
+        const int64_t span = (w->count[end] - 1) * w->step + 1;
+        const int64_t new_low = min64(low, w->first[end]), new_high = max64(high, w->first[end] + span);
         if (end > o && new_high - new_low > p->line) break;
         low = new_low, high = new_high;
+        if (end >= w->run && end + 1 < w->run_end && w->run_step > 0) {
+            const int64_t fit = (low + p->line - w->first[end] - span) / w->run_step;
+            end += max64(min64(fit, min64(w->run_end, most) - end - 1), 0);
+            high = max64(high, w->first[end] + span);
+        }
+        end++;
     }
     cut_outputs(p, o, end, r);
     r->column = low, r->columns = high - low;
