@@ -34,8 +34,9 @@ PICKED = 1.45
 # Cycles to bring a vector of channels from NCHW into place, plane by plane, or back; to begin with copying a run of
 # channels.
 MOVE_IN_CYCLES, MOVE_OUT_CYCLES, COPY_CYCLES = 30.0, 12.0, 8.0
-# Cycles to gather a vector of pixels in NCHW, side by side or strided; to find the pixels of a tile in another channel.
-GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 10.0, 64.0, 15.0
+# Cycles to gather a vector of pixels in NCHW, side by side, from rows that are shorter than a tile, or strided; to find
+# the pixels of a tile in another channel.
+GATHER_CYCLES, BROKEN_GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 20.0, 70.0, 64.0, 15.0
 # Cycles to write an output of a phase, next to which others write theirs; to bring a weight into a panel of rows.
 PHASE_CYCLES, PACK_ROW_CYCLES = 6.0, 5.5
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
@@ -141,7 +142,9 @@ def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
         return direct(p, op, isa, batch) + pixels * p.taps * run
     macs = p.macs / p.batch * batch if p.batch else 0
     terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 2 / written  # few rows load more than they compute
-    gathered = GATHER_CYCLES if p.stride[2] == 1 or op == "conv_input_grad" else STRIDED_GATHER_CYCLES
+    gathered = GATHER_CYCLES if size[2] >= _cpu.tile(isa, p.dtype)[1] else BROKEN_GATHER_CYCLES
+    if p.stride[2] > 1 and op == "conv":
+        gathered = max(gathered, STRIDED_GATHER_CYCLES)
     return macs * terms / (_rate(isa) * lanes) / TILE_SHARE + gathered * pixels * p.taps * read / lanes
 
 
