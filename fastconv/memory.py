@@ -16,7 +16,7 @@ from fastconv.watch import shared_copy
 
 __all__ = ["StepMemory", "step_memory"]
 
-OVERHEAD = 3 << 20
+OVERHEAD = 2 << 20
 """Bytes that the first step brings into memory once: code of the kernels, plans, stacks of threads, small objects."""
 
 
