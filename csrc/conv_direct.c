@@ -263,7 +263,7 @@ static void panel(const box *b, const real *packed, int64_t shift, int64_t chann
                                 l->out_stride[1], l->out_stride[4]);
 }
 
-/* Panels [first_panel, last_panel) of a group. */
+/* Panels [first, end) of a group. */
 typedef struct {
     int64_t first, end, size;    /* size: elements between two of them */
     const real *packed, *checks; /* of the first one: weights, and what pack_panel adds up of them */

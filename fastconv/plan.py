@@ -26,8 +26,9 @@ MAX_WINOGRAD_BYTES = 18 << 20
 SHORT_IMAGE = 4
 # Vectors of pixels of an image, below which too many lanes are empty if they are pixels.
 FEW_VECTORS = 8
-# Pixels of a phase up to which the direct algorithm packs weights in its tasks (csrc/conv_direct.c).
-RAW_PIXELS = 4096
+# Pixels of a phase up to which the direct algorithm packs weights in its tasks (csrc/conv_direct.c), and panels from
+# which on; with more threads it wants more of them, but a choice that knew that would give other bits.
+RAW_PIXELS, RAW_PANELS = 4096, 4
 # Most bytes of a thread's copy of the input for a few outputs.
 MAX_COPY = 8 << 20
 
@@ -326,7 +327,7 @@ def _packs_in_tasks(r: Request) -> bool:
     p = r.problem
     phased = r.op == "conv_input_grad" and p.stride != (1, 1, 1) and not _lanes_are_pixels(r)
     panels = p.groups * -(-costs.channels(p, r.op)[1] // _cpu.tile(r.isa, p.dtype)[1])
-    return phased and panels >= 2 * r.threads and r.batch * math.prod(p.out_size) <= RAW_PIXELS
+    return phased and panels >= RAW_PANELS and r.batch * math.prod(p.out_size) <= RAW_PIXELS
 
 
 def _direct(r: Request) -> tuple[Any, bool]:

@@ -12,6 +12,7 @@ import fastconv
 from fastconv import functional
 from fastconv.arrays import memory_order
 from fastconv.backends import cpu, lattice, reference
+from fastconv.plan import plan_for
 from fastconv.problem import conv_problem
 
 PASSES = ("conv", "conv_input_grad", "conv_weight_grad")
@@ -345,3 +346,18 @@ def test_gradients_of_one_channel_whose_phases_are_channels(x_shape, w_shape, st
         out = np.full(x_shape, np.nan, dtype)
         cpu.conv_input_grad(problem, dy, w, bias=b, out=out, algorithm="direct")
         assert_close(out, expected, w.size)
+
+
+@pytest.mark.parametrize("op", PASSES)
+def test_the_choice_does_not_depend_on_the_threads(op):
+    with fastconv.config(exact=False):
+        for channels in (64, 128, 192, 256):
+            for size in (14, 28, 35, 56):
+                x, w = np.zeros((1, channels, size, size), np.float32), np.zeros((channels, channels, 3, 3), np.float32)
+                problem = conv_problem(fastconv.to_channels_last(x), w, stride=2, padding=1)
+                chosen = set()
+                for threads in (1, 2, 4, 16, 64):
+                    with fastconv.config(threads=threads):
+                        plan = plan_for(problem, op)
+                        chosen.add((plan.algorithm, plan.variant))
+                assert len(chosen) == 1, (channels, size, chosen)
