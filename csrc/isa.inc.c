@@ -14,7 +14,6 @@
 #include "pool_max.inc.c" /* use pool.inc.c */
 #include "pool_sum.inc.c"
 
-#include "pool_max_grad.inc.c" /* uses pool_max.inc.c */
 #include "winograd.inc.c"
 
 #include "wgrad.inc.c" /* uses the points of winograd.inc.c */

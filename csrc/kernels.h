@@ -69,8 +69,10 @@ typedef struct {
     int64_t *indices;
     int64_t wide_step, wide_row[2], x_step, x_row[2], narrow_step, y_step, indices_step;
     int64_t channels, column, columns, outputs;
-    int64_t rows[2];                /* rows of the windows by depth and by height */
-    int64_t index, index_row[2];    /* flat position of wide[0], and the distances of rows */
+    int64_t rows[2];             /* rows of the windows by depth and by height */
+    int64_t index, index_row[2]; /* flat position of wide[0], and the distances of rows */
+    uint8_t *taps;               /* pool_max_channels: of output o and channel c at taps[o * taps_step + c]; or NULL */
+    int64_t taps_step, tap_row[2];  /* what rows add to a tap's number by depth and by height */
     fc_windows windows;             /* along the width; `first` counts from column 0 of the input */
     double extent, volume, divisor; /* extent by depth and height; see fc_pool */
     int apart;                      /* no two windows have an input in common */
@@ -79,27 +81,6 @@ typedef struct {
     void *buffer_rows;
 } FC_NAME(fc_pool_row);
 #define fc_pool_row FC_NAME(fc_pool_row)
-
-/* Inputs of a max pool along the width, at one depth and height, and the rows of outputs that have them in their windows.
- * With m[o] the maximum of x under window o, in this row alone, the first input that is m[o] gets
- *
- *      sum over rows r of open[r][o] == m[o] ? dy[r][o] : 0
- *
- * Lanes are `channels` channels, c of column w at x[w * x_step + c], and of output o in vectors, at
- * open[r][(c / vl * outputs + o) * vl + c % vl].  An output that found its maximum becomes NaN in `open`, so that the first of
- * equal inputs gets dy if rows come in order. */
-typedef struct {
-    const real *x;
-    real *dx;
-    int64_t x_step, dx_step;
-    int64_t columns, outputs, channels, rows;
-    real **open;
-    const real **dy;
-    fc_windows windows; /* along the width */
-    /* Output o has the columns from first + o * run_step on, `count` of them, where they exist; or count is 0. */
-    int64_t first, count, run_step;
-} FC_NAME(fc_pool_inputs);
-#define fc_pool_inputs FC_NAME(fc_pool_inputs)
 
 /* One patch of Winograd's input: positions [low, high) along each axis lie inside the input, others are zeros.
  * Point q of channel c goes to v[q * ldq + c]; channels are contiguous, and v has room for whole vectors. */

@@ -59,12 +59,6 @@ static int are_a_tiling(const fc_windows *w, int64_t outputs, int64_t inputs) {
     return covered == inputs && are_apart(w, outputs);
 }
 
-static int64_t largest(const int64_t *p, int64_t n) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < n; i++) most = max64(most, p[i]);
-    return most;
-}
-
 /* Gradients that spread outputs over their windows. */
 static int spreads(const fc_pool *p) { return p->op == FC_SUM_POOL_GRAD || p->op == FC_MAX_POOL_INPUT_GRAD; }
 static int uses_windows(const fc_pool *p) { return p->op <= FC_SUM_POOL || spreads(p); }
@@ -145,9 +139,6 @@ static int64_t cut_bands(const fc_kernels *k, fc_pool *p) {
     }
 }
 
-/* Whether a gradient goes from inputs to the outputs that have them, with lanes of channels; see pool_max_grad.c. */
-static int goes_by_inputs(const fc_pool *p) { return p->op == FC_MAX_POOL_INPUT_GRAD && !p->apart; }
-
 /* Whether lanes are to be planes.  Bands of a gradient would have inputs in common, so that it has one. */
 static int serves_planes(const fc_kernels *k, fc_pool *p) {
     if (p->by_channels || !uses_windows(p) || p->indices.at || volume(p->out_size) <= 1) return 0;
@@ -157,15 +148,19 @@ static int serves_planes(const fc_kernels *k, fc_pool *p) {
     p->images_together = has_even_planes(p, &p->wide) && has_even_planes(p, &p->narrow) && has_even_planes(p, &p->x) &&
                          has_even_planes(p, &p->y);
     p->planes = p->images_together ? p->batch * p->channels : p->channels;
-    if (is_forward(p) && p->in_size[2] >= (p->apart ? WIDE_ROW_APART : WIDE_ROW_COMMON)) return 0;
+    const int64_t wide = p->apart ? WIDE_ROW_APART : WIDE_ROW_COMMON;
+    if (is_forward(p) && !p->taps.wanted && p->in_size[2] >= wide) return 0;
     const int64_t counted = p->batch_invariant ? p->channels : p->planes;
     if (2 * counted < k->vl) return 0;
-    if (goes_by_inputs(p)) return 1; /* if there is room */
     return cut_bands(k, p) <= (p->apart ? APART_BYTES : COMMON_BYTES);
 }
 
 int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
     const fc_kernels *k = kernels;
+    if (p->op == FC_MAX_POOL_TAPS_GRAD) {
+        FC_NAME(fc_pool_block_taps)(p);
+        return FC_POOL_OK;
+    }
     p->by_channels = p->channels > 1 && has_stride_1(&p->wide) && has_stride_1(&p->narrow) &&
                      has_stride_1(&p->indices) && has_stride_1(&p->x) && has_stride_1(&p->y);
     p->apart = p->tiles = 1;
@@ -173,14 +168,9 @@ int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
         p->apart = p->apart && are_apart(&p->windows[i], p->out_size[i]);
         p->tiles = p->tiles && are_a_tiling(&p->windows[i], p->out_size[i], p->in_size[i]);
     }
+    if (p->op == FC_MAX_POOL_INPUT_GRAD && !p->apart) return FC_POOL_WINDOWS_OVERLAP;
     p->by_planes = serves_planes(k, p);
-    p->by_inputs = goes_by_inputs(p) && volume(p->out_size) > 0 && (p->by_channels || p->by_planes);
-    if (p->by_inputs) {
-        find_run(&p->windows[2], p->out_size[2]);
-        FC_NAME(fc_pool_block_inputs)(k, p);
-        if (p->workspace_bytes <= COMMON_BYTES) return FC_POOL_OK;
-        p->by_inputs = p->by_planes = 0;
-    }
+    if (p->taps.wanted) FC_NAME(fc_pool_lay_taps)(k, p);
     if (uses_windows(p) && !p->by_channels && !p->by_planes) merge_axes(p);
     for (int i = 0; i < 3 && uses_windows(p); i++) find_run(&p->windows[i], p->out_size[i]);
     const int64_t plane = max64(1, volume(p->in_size)), rows = p->out_size[0] * p->out_size[1];
@@ -240,25 +230,6 @@ static pool_task task_of(const fc_pool *p, int64_t task) {
     return t;
 }
 
-/* Gradients and unpooling set a row of the wide array to zero just before they first write to it, while it is to stay in
- * the cache: rows [0, zeroed) of depth x height are done.  Returns `rows`. */
-static int64_t zero_rows(const fc_pool *p, int64_t n, int64_t c, int64_t channels, int64_t zeroed, int64_t rows) {
-    const int64_t *s = p->wide.stride;
-    /* the inner of channels and columns, and how many of the outer lie next to each other */
-    int64_t outer = p->in_size[2], inner = channels, outer_stride = s[4], inner_stride = s[1];
-    if (!p->by_channels) outer = channels, inner = p->in_size[2], outer_stride = s[1], inner_stride = s[4];
-    if (inner_stride == 1 && outer_stride == inner) inner *= outer, outer = 1;
-    for (int64_t row = zeroed; row < rows; row++) {
-        real *to = real_at(&p->wide, n, c, row / p->in_size[1], row % p->in_size[1]);
-        for (int64_t i = 0; i < outer; i++, to += outer_stride)
-            if (inner_stride == 1)
-                memset(to, 0, inner * sizeof(real));
-            else
-                for (int64_t j = 0; j < inner; j++) to[j * inner_stride] = 0;
-    }
-    return max64(zeroed, rows);
-}
-
 /* Narrows the row to the outputs [o, end). */
 static void cut_outputs(const fc_pool *p, int64_t o, int64_t end, fc_pool_row *r) {
     const fc_windows *w = &p->windows[2];
@@ -310,6 +281,9 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
         r->narrow = real_at(&p->narrow, t->n, c, d, h) + o * r->narrow_step;
         if (p->x.at) r->x = real_at(&p->x, t->n, c, depth->first[d], height->first[h]) + r->column * r->x_step;
         if (p->y.at) r->y = real_at(&p->y, t->n, c, d, h) + o * r->y_step;
+        if (p->taps.at)
+            r->taps = FC_NAME(fc_pool_taps_at)(p, t->n, c) +
+                      ((d * p->out_size[1] + h) * p->out_size[2] + o) * p->channels;
         if (p->indices.at)
             r->indices = (int64_t *)p->indices.at + t->n * s[0] + c * s[1] + d * s[2] + h * s[3] + o * s[4];
         r->rows[0] = depth->count[d];
@@ -349,6 +323,9 @@ static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, 
         .channels = p->by_channels ? t->channels : 1,
         .columns = p->in_size[2],
         .outputs = p->out_size[2],
+        .taps_step = p->channels,
+        .tap_row = {largest(height->count, p->out_size[1]) * largest(p->windows[2].count, p->out_size[2]),
+                    largest(p->windows[2].count, p->out_size[2])},
         .index_row = {depth->step * p->in_size[1] * p->in_size[2], height->step * p->in_size[2]},
         .windows = p->windows[2],
         .volume = p->volume,
@@ -523,6 +500,7 @@ static void run_planes(const fc_kernels *k, const fc_pool *p, int64_t task, void
 
     fc_pool q = *p;
     q.by_channels = 1, q.channels = k->vl;
+    if (p->taps.at) q.taps = (fc_taps){.at = FC_NAME(fc_pool_taps_at)(p, b.n, b.c)};
     q.wide = planes_in(k, &b, 0, &p->wide, p->in_size, is_forward(p), &workspace);
     q.narrow = planes_in(k, &b, 1, &p->narrow, p->out_size, !is_forward(p), &workspace);
     if (p->x.at) q.x = planes_in(k, &b, 0, &p->x, p->in_size, 1, &workspace);
@@ -538,8 +516,8 @@ static void run_planes(const fc_kernels *k, const fc_pool *p, int64_t task, void
 
 int FC_NAME(fc_pool_run)(const void *kernels, const fc_pool *p, void *workspace, int64_t task) {
     const fc_kernels *k = kernels;
-    if (p->by_inputs) {
-        FC_NAME(fc_pool_run_inputs)(k, p, workspace, task);
+    if (p->op == FC_MAX_POOL_TAPS_GRAD) {
+        FC_NAME(fc_pool_run_taps)(p, task);
         return FC_POOL_OK;
     }
     if (p->by_planes) {

@@ -193,11 +193,86 @@ FC_INLINE void max_all_channels(const fc_pool_row *r, const int indices) {
     }
 }
 
-static void pool_max_channels(const fc_pool_row *r) {
-    if (r->indices)
-        max_all_channels(r, 1);
-    else
-        max_all_channels(r, 0);
+FC_INLINE int any_lane(mask m) {
+    uint64_t words[FC_VBYTES / 8], all = 0;
+    memcpy(words, &m, sizeof m);
+    FC_UNROLL for (int i = 0; i < FC_VBYTES / 8; i++) all |= words[i];
+    return all != 0;
+}
+
+/* The last tap that is NaN. */
+static int64_t last_nan(const fc_pool_row *r, int64_t o, int64_t c) {
+    const fc_windows *win = &r->windows;
+    int64_t last = 0;
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = 0; h < r->rows[1]; h++)
+            for (int64_t t = 0; t < win->count[o]; t++) {
+                const int64_t w = win->first[o] + t * win->step;
+                const real x = r->wide[d * r->wide_row[0] + h * r->wide_row[1] + w * r->wide_step + c];
+                if (x != x) last = d * r->tap_row[0] + h * r->tap_row[1] + t;
+            }
+    return last;
+}
+
+/* `here` in lanes where a is b, else `at`: two instructions, which GCC makes of such a loop alone. */
+FC_INLINE mask where_equal(vec a, vec b, lane here, mask at) {
+    mask m = at;
+    for (int i = 0; i < VL; i++) m[i] = a[i] == b[i] ? here : at[i];
+    return m;
+}
+
+/* The taps that are the maxima y, `count` to a row: the last one first, so that of equal ones the first remains. */
+FC_INLINE void taps_of(const fc_pool_row *r, const int64_t count, int64_t o, int64_t c, int vectors, int64_t lanes) {
+    typedef uint8_t bytes __attribute__((vector_size(VL)));
+    const int64_t step = r->windows.step * r->wide_step;
+    const real *from = r->wide + r->windows.first[o] * r->wide_step + c;
+    vec y[4];
+    mask at[4], none = {0};
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        y[v] = load_few(r->narrow + o * r->narrow_step + c + v * VL, lanes);
+        at[v] = (mask){0} - 1;
+    }
+    for (int64_t d = r->rows[0] - 1; d >= 0; d--)
+        for (int64_t h = r->rows[1] - 1; h >= 0; h--) {
+            const real *row = from + d * r->wide_row[0] + h * r->wide_row[1];
+            const lane first = (lane)(d * r->tap_row[0] + h * r->tap_row[1]);
+            FC_UNROLL for (int64_t t = count - 1; t >= 0; t--)
+                FC_UNROLL for (int v = 0; v < vectors; v++)
+                    at[v] = where_equal(load_few(row + t * step + v * VL, lanes), y[v], first + (lane)t, at[v]);
+        }
+    uint8_t *taps = r->taps + o * r->taps_step + c;
+    FC_UNROLL for (int v = 0; v < vectors; v++) {
+        const bytes b = __builtin_convertvector(at[v], bytes);
+        memcpy(taps + v * VL, &b, lanes);
+        none |= (mask)(at[v] < 0);
+    }
+    if (any_lane(none))
+        for (int64_t i = 0; i < (vectors - 1) * VL + lanes; i++) {
+            const real best = r->narrow[o * r->narrow_step + c + i];
+            if (best != best) taps[i] = (uint8_t)last_nan(r, o, c + i);
+        }
+}
+
+FC_INLINE void taps_of_all(const fc_pool_row *r, const int64_t count, int64_t o) {
+    int64_t c = 0;
+    for (; c + 4 * VL <= r->channels; c += 4 * VL) taps_of(r, count, o, c, 4, VL);
+    for (; c + VL <= r->channels; c += VL) taps_of(r, count, o, c, 1, VL);
+    if (c < r->channels) taps_of(r, count, o, c, 1, r->channels - c);
+}
+
+static void pool_max_channels(const fc_pool_row *row) {
+    if (row->indices) {
+        max_all_channels(row, 1);
+        return;
+    }
+    max_all_channels(row, 0);
+    if (row->taps == NULL) return;
+    const fc_pool_row copy = *row, *r = &copy; /* which no store can change */
+    for (int64_t o = 0; o < r->outputs; o++)
+        if (r->windows.count[o] == 3)
+            taps_of_all(r, 3, o);
+        else
+            taps_of_all(r, r->windows.count[o], o);
 }
 
 /* ---- Gradient --------------------------------------------------------------------------------------------------- */
@@ -216,12 +291,6 @@ static void spread_one(const fc_pool_row *r, int64_t o, int64_t c) {
                     to = r->wide + d * r->wide_row[0] + h * r->wide_row[1] + w * r->wide_step + c;
             }
     if (to) *to += r->narrow[o * r->narrow_step + c];
-}
-
-FC_INLINE int any_lane(mask m) {
-    lane all = 0;
-    FC_UNROLL for (int i = 0; i < VL; i++) all |= m[i];
-    return all != 0;
 }
 
 /* Lanes that `x` wins and nothing before did, which `open` loses. */

@@ -110,7 +110,14 @@ class PoolPlan:
         volume: float = 1,
         divisor: float = 0,
         batch_invariant: bool = False,
+        taps: bool | tuple[int, int] | None = None,
     ) -> None: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def taps_bytes(self) -> int: ...
+    @property
+    def taps_layout(self) -> tuple[int, int]: ...
     def run(
         self,
         wide: Array,
@@ -118,6 +125,7 @@ class PoolPlan:
         indices: Array | None = None,
         x: Array | None = None,
         y: Array | None = None,
+        taps: Array | None = None,
     ) -> int: ...
 
 def batch_norm(

@@ -11,6 +11,12 @@ cdef extern from "pool.h" nogil:
         const int64_t *extent
         int64_t step
 
+    ctypedef struct fc_taps:
+        unsigned char *at
+        int64_t lanes
+        int together, wanted
+        int64_t bytes
+
     ctypedef struct fc_pool:
         int op
         int64_t batch, channels
@@ -19,6 +25,7 @@ cdef extern from "pool.h" nogil:
         fc_windows windows[3]
         double power, volume, divisor
         fc_view wide, narrow, indices, x, y
+        fc_taps taps
         int batch_invariant
         int64_t tasks, workspace_bytes
 
@@ -30,6 +37,7 @@ cdef extern from "pool.h" nogil:
         FC_MAX_UNPOOL
         FC_MAX_UNPOOL_GRAD
         FC_MAX_POOL_INPUT_GRAD
+        FC_MAX_POOL_TAPS_GRAD
 
     int fc_pool_block_f32(const void *kernels, fc_pool *p)
     int fc_pool_block_f64(const void *kernels, fc_pool *p)
@@ -52,6 +60,7 @@ cdef dict _POOL_OPS = {
     "max_unpool": FC_MAX_UNPOOL,
     "max_unpool_grad": FC_MAX_UNPOOL_GRAD,
     "max_pool_input_grad": FC_MAX_POOL_INPUT_GRAD,
+    "max_pool_taps_grad": FC_MAX_POOL_TAPS_GRAD,
 }
 
 # Below this many elements the start of a second thread costs more than it gains.
@@ -76,17 +85,19 @@ cdef class PoolPlan:
     """One row of the table in csrc/pool.h for arrays of given layouts, to be run many times.
 
     `wide` has the size of the pool's input and `narrow` and `indices` that of its output, whichever of them is
-    written; `x` and `y`, of the forward pass, are given for the gradients that read them.
+    written; `x` and `y`, of the forward pass, are given for the gradients that read them. `taps` is True for a max pool
+    that is to keep them, in `taps_bytes` bytes, and `taps_layout` of that pool for the gradient that reads them.
     """
     cdef fc_pool p
     cdef list tables  # what the windows point to
     cdef const void *kernels
     cdef _PoolRun task
-    cdef int status, threads
+    cdef readonly int status
+    cdef int threads
     cdef size_t workspace
 
     def __cinit__(self, str op, problem, str isa, int threads, wide, narrow, indices=None, x=None, y=None,
-                  double power=1, double volume=1, double divisor=0, bint batch_invariant=False):
+                  double power=1, double volume=1, double divisor=0, bint batch_invariant=False, taps=None):
         cdef bint is_double = problem.dtype == "float64"
         cdef fc_pool *p = &self.p
         cdef fc_windows *w
@@ -114,13 +125,27 @@ cdef class PoolPlan:
         if x is not None:
             _view(&p.x, x)
             _view(&p.y, y)
+        if taps is True:
+            p.taps.wanted = True
+        elif taps is not None:
+            p.taps.lanes, p.taps.together = taps
         elements = p.batch * p.channels * (p.in_size[0] * p.in_size[1] * p.in_size[2]
                                            + p.out_size[0] * p.out_size[1] * p.out_size[2])
         self.status = _POOL_BLOCK[is_double](self.kernels, p)
         self.threads = 1 if elements < _POOL_SMALL else max(1, min(<int64_t>threads, p.tasks))
         self.workspace = (<size_t>p.workspace_bytes + 4095) & ~<size_t>4095
 
-    def run(self, wide, narrow, indices=None, x=None, y=None):
+    @property
+    def taps_bytes(self):
+        """Size of the array of taps; 0 if the pool cannot keep them."""
+        return self.p.taps.bytes
+
+    @property
+    def taps_layout(self):
+        """What a gradient must know of their order."""
+        return self.p.taps.lanes, self.p.taps.together
+
+    def run(self, wide, narrow, indices=None, x=None, y=None, taps=None):
         """Run on arrays of the same layouts; returns the status of csrc/pool.h."""
         cdef fc_pool p = self.p
         cdef int status = self.status, threads = self.threads
@@ -137,6 +162,8 @@ cdef class PoolPlan:
             p.indices.at = data_of(indices)
         if x is not None:
             p.x.at, p.y.at = data_of(x), data_of(y)
+        if taps is not None:
+            p.taps.at = <unsigned char *>data_of(taps)
         workspaces = take(size * threads)
         workspace = workspaces.data
         if rehearsal():

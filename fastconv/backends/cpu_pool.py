@@ -8,6 +8,7 @@ same bits for any number of threads and in any batch.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,15 @@ from fastconv.backends import _cpu
 from fastconv.config import settings
 from fastconv.problem import PoolProblem
 
-_INDEX_OUT_OF_RANGE, _WINDOW_TOO_LARGE = 1, 2
+_INDEX_OUT_OF_RANGE, _WINDOW_TOO_LARGE, _WINDOWS_OVERLAP = 1, 2, 3
+
+
+class Taps(NamedTuple):
+    """Which tap of its window each output of a max pool took, in an order of the backend's own."""
+
+    problem: PoolProblem
+    layout: tuple[int, int]
+    array: Array
 
 
 class PoolRun:
@@ -91,9 +100,37 @@ def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array
 
 
 def max_pool_input_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, *, out: Array | None = None) -> Array:
-    """dx of `max_pool`: each dy added to the input that is the maximum, found again in x by its value y."""
+    """dx of `max_pool`: each dy added to the input that is the maximum, found again in x.
+
+    It is found by its value y where windows have no input in common.
+    """
     dx = _x_like(problem, out)
-    _run("max_pool_input_grad", problem, dx, dy, x=x, y=y)
+    plan = _plan("max_pool_input_grad", problem, dx, dy, None, x, y)
+    if plan.status != _WINDOWS_OVERLAP:
+        _check(plan.run(dx, dy, None, x, y), "max_pool_input_grad", problem, None)
+        return dx
+    taps = max_pool_taps(problem, x)[1]
+    if taps is not None:
+        return max_pool_taps_grad(taps, dy, out=dx)
+    positions = max_pool(problem, x)[1]
+    assert positions is not None
+    return max_pool_grad(problem, dy, positions, out=dx)
+
+
+def max_pool_taps(problem: PoolProblem, x: Array, *, out: Array | None = None) -> tuple[Array, Taps | None]:
+    """(y, taps) of `max_pool`; None where windows have more than 256 taps, or there are few planes."""
+    y = _y_like(problem, out)
+    plan = _plan("max_pool", problem, x, y, None, taps=True)
+    array = empty((plan.taps_bytes,), np.uint8) if plan.taps_bytes else None
+    _check(plan.run(x, y, taps=array), "max_pool", problem, None)
+    return y, None if array is None else Taps(problem, plan.taps_layout, array)
+
+
+def max_pool_taps_grad(taps: Taps, dy: Array, *, out: Array | None = None) -> Array:
+    """dx of `max_pool_taps`: each dy added, in row-major order, to the input that was the maximum."""
+    dx = _x_like(taps.problem, out)
+    plan = _plan("max_pool_taps_grad", taps.problem, dx, dy, None, taps=taps.layout)
+    _check(plan.run(dx, dy, taps=taps.array), "max_pool_taps_grad", taps.problem, None)
     return dx
 
 
@@ -140,7 +177,7 @@ def _run(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Arr
 
 
 def _plan(op: str, problem: PoolProblem, wide: Array, narrow: Array, indices: Array | None, x: Array | None = None,
-          y: Array | None = None, **options: float) -> _cpu.PoolPlan:
+          y: Array | None = None, **options: Any) -> _cpu.PoolPlan:
     current = settings()
     return _cpu.PoolPlan(op, problem, current.isa, current.threads, wide, narrow, indices, x, y,
                          batch_invariant=current.batch_invariant, **options)

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast, overload
 
 from fastconv.arrays import Array
+from fastconv.backends import cpu_pool, select
+from fastconv.backends.cpu_pool import Taps
 from fastconv.backends.select import call_key
 from fastconv.config import token
 from fastconv.functional.pool_calls import (
     adopt_indices,
     adopt_input,
+    adopt_like,
     adopt_out,
     by_ndim,
     checked_out,
@@ -175,6 +178,33 @@ def max_pool_input_grad(grad_output: object, input: object, output: object, kern
     x, ndim, alone, op = adopt_input(input, ndim, "max_pool_input_grad")
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
     return from_output("max_pool_input_grad", problem, x, grad_output, output, alone, out, op)
+
+
+def max_pool_taps(input: object, kernel_size: Sizes, stride: Sizes | None, padding: Padding, dilation: Sizes,
+                  ceil_mode: bool, *, ndim: int | None, out: Array | None = None) -> tuple[Array, Taps | None]:
+    """`max_pool` for layers that train: the result, and what `max_pool_taps_grad` needs instead of the input.
+
+    That is None where only `max_pool_input_grad` serves: on a GPU, in the reference, and for windows of more than 256
+    taps or inputs of few channels.
+    """
+    x, ndim, alone, op = adopt_input(input, ndim, "max_pool")
+    problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
+    out = checked_out(adopt_out(out, ndim, op), problem.y_shape, problem, op, x)
+    backend, taps = pool_backend(op, input=x), None
+    if backend is select.cpu:
+        y, taps = cpu_pool.max_pool_taps(problem, x, out=out)
+    else:
+        y = backend.max_pool(problem, x, False, out=out)[0]
+    return (y[0] if alone else y), taps
+
+
+def max_pool_taps_grad(grad_output: Array, taps: Taps, *, out: Array) -> Array:
+    """Return the gradient of `max_pool_taps` for its input, in `out`."""
+    problem, alone = taps.problem, out.ndim < taps.problem.ndim + 2
+    op = f"max_pool{problem.ndim}d_grad"
+    dy = adopt_like(op, "grad_output", grad_output, out, alone, problem.y_shape, "the output")
+    dx = cpu_pool.max_pool_taps_grad(taps, dy, out=out[None] if alone else out)
+    return dx[0] if alone else dx
 
 
 def _divisor(value: Any, op: str) -> int | None:

@@ -6,10 +6,9 @@ the memory order of the input.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
-from fastconv.arrays import Array, as_array, memory_order, on_device
+from fastconv.arrays import Array, as_array, on_device
 from fastconv.functional import pool
 from fastconv.nn.layer import Backward, Leaf, allocator, inherit_doc
 from fastconv.problem.common import per_axis
@@ -93,23 +92,24 @@ class _MaxPool(_MaxLike):
     def forward(self, x: Array, out: Array | None = None) -> tuple[Any, Backward]:
         """Run on `x`, into `out` if given; with `return_indices` see `_MaxLike.forward`.
 
-        Indices are 8 bytes for each output, and take longer than the maxima. Where these can be found again quickly,
-        in x, which the layer before has kept for itself, `backward` does that.
+        Indices are 8 bytes for each output, and take longer than the maxima. Where windows do not overlap, `backward`
+        finds these again quickly, in x, which the layer before has kept for itself; else one byte says which tap of its
+        window an output took.
         """
         x = as_array(x, "input", type(self).__name__)
-        if self.return_indices or not self._finds_again(x):
+        if self.return_indices or on_device(x):
             return super().forward(x, out)
-        y, new_input = self._pool(x, False, out), allocator(x)
-        settings = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-        return y, lambda dy: pool.max_pool_input_grad(dy, x, y, *settings, ndim=self.ndim, out=new_input())
-
-    def _finds_again(self, x: Array) -> bool:
-        """Whether windows do not overlap, or are small and there are planes or channels enough for lanes."""
-        apart = all(step >= d * (k - 1) + 1
-                    for k, step, d in zip(self.kernel_size, self.stride, self.dilation, strict=True))
-        outer = x.shape[: -len(self.kernel_size)]  # of which the pool checks that there are one or two
-        lanes = math.prod(outer[-1:] if memory_order(x) == "channels_last" else outer)
-        return not on_device(x) and (apart or (lanes >= 8 and math.prod(self.kernel_size) <= 27))
+        settings: Any = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        ndim, new_input = self.ndim, allocator(x)
+        taps = None
+        axes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        if all(step >= d * (k - 1) + 1 for k, step, d in axes):
+            y = self._pool(x, False, out)
+        else:
+            y, taps = pool.max_pool_taps(x, *settings, ndim=ndim, out=out)
+        if taps is None:
+            return y, lambda dy: pool.max_pool_input_grad(dy, x, y, *settings, ndim=ndim, out=new_input())
+        return y, lambda dy: pool.max_pool_taps_grad(dy, taps, out=new_input())
 
 
 @inherit_doc
