@@ -50,7 +50,7 @@ void FC_NAME(fc_conv_block)(fc_conv *p) {
     if (p->by_rows && row <= block) block = block / row * row;
     p->block_pixels = max64(min64(block, p->pixels), 1);
     p->blocks = ceil_div(p->pixels, p->block_pixels);
-    p->max_strips = p->by_rows ? (p->block_pixels / row + 2) * ceil_div(row, unit) : ceil_div(p->block_pixels, unit);
+    p->max_strips = ceil_div(p->block_pixels, unit) + (p->by_rows ? p->block_pixels / row + 1 : 0);
 
     p->panels = ceil_div(l->out_channels, p->pixels_are_rows ? k->nr : k->mr);
     p->panels_per_task = max64(p->panels, 1);

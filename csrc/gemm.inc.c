@@ -6,18 +6,26 @@
 #include "kernels.h"
 #include "simd.h"
 
-/* What follows the sum of row i: C itself, biases, relu.  The last vector has `tail` valid lanes. */
-FC_INLINE void FC_NAME(gemm_finish)(const int i, const int v, vec *acc, int64_t tail, const fc_gemm *g) {
-    real *c = g->c + i * g->ldc;
-    FC_UNROLL for (int j = 0; j < v; j++) {
-        const int64_t lanes = j < v - 1 ? VL : tail;
-        vec s = acc[j];
-        if (g->add) s += load_few(c + j * VL, lanes);
-        if (g->bias_col) s += load_few(g->bias_col + j * VL, lanes);
-        if (g->bias_row) s += g->bias_row[i];
-        if (g->relu) s = vrelu(s);
-        store_few(c + j * VL, 1, lanes, s);
-    }
+/* The last columns of C, fewer than the v vectors that the m rows of sums have: what follows the sums, and stores.  Rows
+ * that leave no gaps are stored whole: what one has too much, the next ones overwrite. */
+static __attribute__((noinline)) void FC_NAME(gemm_finish)(const int m, const int v, vec rows[MR][2],
+                                                           const fc_gemm *g) {
+    const int64_t tail = g->n - (v - 1) * VL;
+    const int dense = g->ldc == g->n && !g->add;
+    vec bias[2] = {{0}};
+    for (int j = 0; j < v && g->bias_col; j++) bias[j] = load_few(g->bias_col + j * VL, j < v - 1 ? VL : tail);
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < v; j++) {
+            real *c = g->c + i * g->ldc + j * VL;
+            int64_t lanes = j < v - 1 ? VL : tail;
+            vec s = rows[i][j];
+            if (g->add) s += load_few(c, lanes);
+            if (g->bias_col) s += bias[j];
+            if (g->bias_row) s += g->bias_row[i];
+            if (g->relu) s = vrelu(s);
+            if (dense && i * g->n + (j + 1) * VL <= m * g->n) lanes = VL;
+            store_few(c, 1, lanes, s);
+        }
 }
 
 FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const fc_gemm *g) {
@@ -60,10 +68,9 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
         return;
     }
 
-    /* The last columns of C, fewer than a tile has: rows one after the other, to keep the code small. */
-    vec rows[MR][2];
+    vec rows[MR][2]; /* in memory */
     FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) rows[i][j] = acc[i][j];
-    for (int i = 0; i < m; i++) FC_NAME(gemm_finish)(i, v, rows[i], g->n - (v - 1) * VL, g);
+    FC_NAME(gemm_finish)(m, v, rows, g);
 }
 
 #define FC_GEMM(m, form, row)                                                                                     \

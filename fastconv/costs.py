@@ -34,9 +34,11 @@ PICKED = 1.45
 # Cycles to bring a vector of channels from NCHW into place, plane by plane, or back; to begin with copying a run of
 # channels.
 MOVE_IN_CYCLES, MOVE_OUT_CYCLES, COPY_CYCLES = 30.0, 12.0, 8.0
-# Cycles to gather a vector of pixels in NCHW, side by side, from rows that are shorter than a tile, or strided; to find
-# the pixels of a tile in another channel.
-GATHER_CYCLES, BROKEN_GATHER_CYCLES, STRIDED_GATHER_CYCLES, CHANNEL_CYCLES = 20.0, 70.0, 64.0, 15.0
+# Cycles to gather a vector of pixels in NCHW, side by side, from rows that are shorter than a tile, or strided.
+GATHER_CYCLES, BROKEN_GATHER_CYCLES, STRIDED_GATHER_CYCLES = 20.0, 70.0, 64.0
+# Cycles to find the pixels of a tile in another channel, in the second-level caches or, where no CPU foresees so many
+# planes, in those beyond; elements of an input that the former hold.
+CHANNEL_CYCLES, FAR_CHANNEL_CYCLES, NEAR_ELEMENTS = 15.0, 90.0, 512 * 1024
 # Cycles to write an output of a phase, next to which others write theirs; to bring a weight into a panel of rows.
 PHASE_CYCLES, PACK_ROW_CYCLES = 6.0, 5.5
 # Bytes in a cycle that a core reads from L2, and from further away; weights up to this many bytes stay near.
@@ -106,15 +108,16 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
         return (macs * _round_up(written, lanes) / written / (_rate(isa) * lanes) / TILE_SHARE + VECTOR_CYCLES * copied
                 + _store(p, isa))
     padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
-    if p.taps == 1 and _to(p, op)[1] != 1:  # lanes are pixels
+    if p.taps == 1 and strides_written(p, op)[1] != 1:  # lanes are pixels
         padded = 1 + TILE_TERMS / max(read, 1) + 2 / written
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
     moved = hops = 0.0
     if p.taps > 1:
-        moved += MOVE_IN_CYCLES * math.prod(from_size) * max(read, 1) / lanes * (_from(p, op)[1] != 1)
-        moved += MOVE_OUT_CYCLES * math.prod(size) * _ceil_div(written, lanes) * (_to(p, op)[1] != 1)
-    elif _to(p, op)[1] != 1 and _from(p, op)[1] > 1024:
-        hops = math.prod(size) / (2 * lanes) * read * batch * p.groups * CHANNEL_CYCLES
+        moved += MOVE_IN_CYCLES * math.prod(from_size) * max(read, 1) / lanes * (strides_read(p, op)[1] != 1)
+        moved += MOVE_OUT_CYCLES * math.prod(size) * _ceil_div(written, lanes) * (strides_written(p, op)[1] != 1)
+    elif strides_written(p, op)[1] != 1 and strides_read(p, op)[1] > 1024:
+        hops = math.prod(size) / (2 * lanes) * read * batch * p.groups
+        hops *= CHANNEL_CYCLES if math.prod(size) * read * batch * p.groups <= NEAR_ELEMENTS else FAR_CHANNEL_CYCLES
     return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + moved * batch * p.groups + hops
 
 
@@ -137,7 +140,7 @@ def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     read, written = channels(p, op)
     size = p.in_size if op == "conv_input_grad" else p.out_size
     pixels = batch * math.prod(size) * p.groups
-    if _to(p, op)[1] == 1 and written > 1:
+    if strides_written(p, op)[1] == 1 and written > 1:
         run = COPY_CYCLES + (5 * read if read < lanes else 4 * _ceil_div(read, lanes))
         return direct(p, op, isa, batch) + pixels * p.taps * run
     macs = p.macs / p.batch * batch if p.batch else 0
@@ -148,12 +151,12 @@ def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     return macs * terms / (_rate(isa) * lanes) / TILE_SHARE + gathered * pixels * p.taps * read / lanes
 
 
-def _from(p: ConvProblem, op: str) -> tuple[int, ...]:
+def strides_read(p: ConvProblem, op: str) -> tuple[int, ...]:
     """Strides of what a pass reads."""
     return p.y_strides if op == "conv_input_grad" else p.x_strides
 
 
-def _to(p: ConvProblem, op: str) -> tuple[int, ...]:
+def strides_written(p: ConvProblem, op: str) -> tuple[int, ...]:
     """Strides of what a pass writes."""
     return p.x_strides if op == "conv_input_grad" else p.y_strides
 
@@ -222,14 +225,14 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     products = multiplied * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
     products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) * (1 + 1 / max(height, 1))
     transforms = points / _rate(isa) * (
-        terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if _from(p, op)[1] != 1 else 0))
-                 + (PARTIAL_CYCLES if _from(p, op)[1] == 1 and read % lanes else 0))
-        + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if _to(p, op)[1] != 1 else 0)))
+        terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if strides_read(p, op)[1] != 1 else 0))
+                 + (PARTIAL_CYCLES if strides_read(p, op)[1] == 1 and read % lanes else 0))
+        + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if strides_written(p, op)[1] != 1 else 0)))
     if grids > 1:  # pixels lie in pages of their own, and in NCHW are gathered one by one
         transforms *= SPREAD
         if dilation(p)[2] > 1:
-            gathered = terms * points * read * (_from(p, op)[1] != 1)
-            gathered += tiles * math.prod(shape.outputs) * written * (_to(p, op)[1] != 1)
+            gathered = terms * points * read * (strides_read(p, op)[1] != 1)
+            gathered += tiles * math.prod(shape.outputs) * written * (strides_written(p, op)[1] != 1)
             transforms += STRIDED_GATHER_CYCLES * gathered / lanes
     itemsize = 4 if p.dtype == "float32" else 8
     depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)

@@ -338,8 +338,8 @@ def _direct(r: Request) -> tuple[Any, bool]:
     lattices, covers = _lattices(r)
     to_strides = p.x_strides if r.op == "conv_input_grad" else p.y_strides
     lanes = _cpu.vector_lanes(r.isa, p.dtype)
-    columns = _pointwise(p) and (2 * written < lanes or (
-        to_strides[1] != 1 and math.prod(p.out_size) >= FEW_VECTORS * lanes))
+    planes = to_strides[1] != 1 if written > 1 else costs.strides_read(p, r.op)[1] != 1
+    columns = _pointwise(p) and planes and (2 * written < lanes or math.prod(p.out_size) >= FEW_VECTORS * lanes)
     if columns:  # pixels are lanes: nothing has to be copied or transposed
         return _cpu.ConvPlan([_cpu.gemm_part(part, r.isa, double, False, r.relu) for part in lattices]), covers
     whole = lattice.linear_input_grad(p) if r.op == "conv_input_grad" else None
