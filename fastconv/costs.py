@@ -25,6 +25,9 @@ PRODUCT_TERMS = 14
 # again in phases, whose transforms and outputs are spread further; transforms of weights suffer most.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
+# Cycles that a point and channel vector of an input takes on its way to L3 and back, where blocks do not fit L2; those
+# of 3D are in the factors above.
+FAR_POINT_CYCLES = 13.0
 # What transforms take longer in sub-grids of a dilated convolution.
 SPREAD = 3.0
 # Cycles to load a vector of which only some channels exist, in channels_last.
@@ -238,8 +241,11 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)
     few, tile_bytes = _round_up(FEW_TILES, rows), points * (depth + columns) * itemsize  # as conv_winograd.c cuts
     block, far = BLOCK_BYTES // tile_bytes // rows * rows, max(FAR_BYTES // tile_bytes // rows, 1) * rows
-    if block < few:
-        block = few if few * tile_bytes <= MOST_BYTES else min(MANY_TILES // rows * rows, far)
+    if block < few and few * tile_bytes <= MOST_BYTES:
+        block = few
+    elif block < few:
+        block = min(MANY_TILES // rows * rows, far)
+        transforms += FAR_POINT_CYCLES * points * terms * _ceil_div(read, lanes) * (shape.points[0] == 1)
     vectors = points * depth * _round_up(written, columns) / lanes
     weights = vectors * lanes * itemsize
     crowded = 1.0

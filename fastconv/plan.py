@@ -299,7 +299,8 @@ def _lanes_are_pixels(r: Request) -> bool:
     p = r.problem
     _, written = costs.channels(p, r.op)
     phased = r.op == "conv_input_grad" and p.stride[2] > 1 and p.x_strides[1] != 1
-    return phased or (2 * written < _cpu.vector_lanes(r.isa, p.dtype) and not _pointwise(p))
+    in_place = p.taps == 1 and (_pointwise(p) or costs.strides_read(p, r.op)[1] == 1)
+    return phased or (2 * written < _cpu.vector_lanes(r.isa, p.dtype) and not in_place)
 
 
 def _linear(p: ConvProblem, op: str) -> bool:
