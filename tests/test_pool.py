@@ -8,6 +8,7 @@ import pytest
 from tolerance import assert_close
 
 import fastconv.functional as F
+from fastconv import config, nn
 from fastconv.arrays import memory_order, to_channels_last
 
 NDIMS = [1, 2, 3]
@@ -354,3 +355,52 @@ def test_memory_orders_agree(shape, kernel, stride, padding, dtype):
     assert_close(y, y_last, 27)
     assert_close(F.lp_pool_grad(dy, finite, y, 2, kernel, stride, out=out),
                  F.lp_pool_grad(to_channels_last(dy), finite_last, y_last, 2, kernel, stride), 27)
+
+
+POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding", "dilation", "kept"),
+    [
+        ((2, 16, 33), 3, 2, 1, 1, True),
+        ((1, 64, 40, 36), 3, 2, 1, 1, True),  # bands of rows: windows reach into two
+        ((3, 20, 9, 31), (3, 2), (1, 3), (1, 0), (2, 1), True),
+        ((1, 72, 24, 26, 20), 3, 2, 1, 1, True),  # bands of slices
+        ((2, 2, 16, 16), 3, 2, 1, 1, False),  # in NCHW too few planes
+        ((1, 16, 40, 40), 17, 3, 8, 1, False),  # more than 256 taps
+    ],
+)
+def test_layers_give_to_the_tap_that_was_taken(shape, kernel, stride, padding, dilation, kept, order):
+    """Of equal maxima to the first, of NaNs to the last one, whatever order dy has."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, shape).astype(np.float32)  # with ties
+    x[0, 1].flat[::11] = np.nan
+    x = to_channels_last(x) if order == "channels_last" else x
+    expected, indices = F.max_pool(x, kernel, stride, padding, dilation, return_indices=True)
+    y, backward = POOLS[len(shape) - 2](kernel, stride, padding, dilation).forward(x)
+    np.testing.assert_array_equal(y, expected)
+    dy = rng.integers(-64, 65, y.shape).astype(np.float32) / 8
+    _, backward_alone = POOLS[len(shape) - 2](kernel, stride, padding, dilation).forward(x[0])
+    if kept:
+        x[...] = 0  # nobody looks there again
+    right = F.max_pool_grad(dy, indices, shape)
+    for each in (dy, to_channels_last(dy)):
+        dx = backward(each)
+        assert memory_order(dx) == order
+        np.testing.assert_array_equal(dx, right)
+    np.testing.assert_array_equal(backward_alone(dy[0]), right[0])
+
+
+def test_taps_know_their_layout():
+    """Forward and backward may run with vectors of other lengths."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 20, 30, 31), np.float32)
+    with config(isa="generic"):
+        _, backward = nn.MaxPool2d(3, 2, 1).forward(x)
+    y, indices = F.max_pool(x, 3, 2, 1, return_indices=True)
+    dy = rng.standard_normal(y.shape, np.float32)
+    np.testing.assert_array_equal(backward(dy), F.max_pool_grad(dy, indices, x.shape))
+    with pytest.raises(ValueError, match=r"grad_output has shape .* Hint"):
+        backward(dy[..., :-1])
