@@ -61,7 +61,9 @@ static int are_a_tiling(const fc_windows *w, int64_t outputs, int64_t inputs) {
 
 /* Gradients that spread outputs over their windows. */
 static int spreads(const fc_pool *p) { return p->op == FC_SUM_POOL_GRAD || p->op == FC_MAX_POOL_INPUT_GRAD; }
-static int uses_windows(const fc_pool *p) { return p->op <= FC_SUM_POOL || spreads(p); }
+static int uses_windows(const fc_pool *p) {
+    return p->op <= FC_SUM_POOL || spreads(p) || p->op == FC_MAX_POOL_TAPS_GRAD;
+}
 static int is_forward(const fc_pool *p) { return p->op == FC_MAX_POOL || p->op == FC_SUM_POOL; }
 
 /* See fc_pool_row; a line has at most LINE outputs. */
@@ -157,6 +159,7 @@ static int serves_planes(const fc_kernels *k, fc_pool *p) {
 
 int FC_NAME(fc_pool_block)(const void *kernels, fc_pool *p) {
     const fc_kernels *k = kernels;
+    for (int i = 0; i < 3 && uses_windows(p); i++) p->taps.count[i] = largest(p->windows[i].count, p->out_size[i]);
     if (p->op == FC_MAX_POOL_TAPS_GRAD) {
         FC_NAME(fc_pool_block_taps)(p);
         return FC_POOL_OK;
@@ -324,8 +327,7 @@ static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, 
         .columns = p->in_size[2],
         .outputs = p->out_size[2],
         .taps_step = p->channels,
-        .tap_row = {largest(height->count, p->out_size[1]) * largest(p->windows[2].count, p->out_size[2]),
-                    largest(p->windows[2].count, p->out_size[2])},
+        .tap_row = {p->taps.count[1] * p->taps.count[2], p->taps.count[2]},
         .index_row = {depth->step * p->in_size[1] * p->in_size[2], height->step * p->in_size[2]},
         .windows = p->windows[2],
         .volume = p->volume,
@@ -500,7 +502,7 @@ static void run_planes(const fc_kernels *k, const fc_pool *p, int64_t task, void
 
     fc_pool q = *p;
     q.by_channels = 1, q.channels = k->vl;
-    if (p->taps.at) q.taps = (fc_taps){.at = FC_NAME(fc_pool_taps_at)(p, b.n, b.c)};
+    if (p->taps.at) q.taps.at = FC_NAME(fc_pool_taps_at)(p, b.n, b.c), q.taps.lanes = 0;
     q.wide = planes_in(k, &b, 0, &p->wide, p->in_size, is_forward(p), &workspace);
     q.narrow = planes_in(k, &b, 1, &p->narrow, p->out_size, !is_forward(p), &workspace);
     if (p->x.at) q.x = planes_in(k, &b, 0, &p->x, p->in_size, 1, &workspace);

@@ -35,8 +35,7 @@ typedef struct {
     int64_t stride[5];
 } fc_view;
 
-/* Which tap of its window an output took, in one byte: (d * count[1] + h) * count[2] + w of a tap (d, h, w), the counts
- * being the largest ones.  Of lanes 0: channel c of pixel q of image n at at[(n * pixels + q) * channels + c]; else planes
+/* Which tap of its window an output took, in one byte: (d * count[1] + h) * count[2] + w of a tap (d, h, w).  Of lanes 0: channel c of pixel q of image n at at[(n * pixels + q) * channels + c]; else planes
  * are the lanes, those of all images counted on if they are `together`: of block b (of an image) and lane l at
  * at[(b * pixels + q) * lanes + l]. */
 typedef struct {
@@ -44,6 +43,7 @@ typedef struct {
     int64_t lanes;
     int together, wanted; /* wanted: of FC_MAX_POOL, which chooses the layout */
     int64_t bytes;        /* all of it; 0 if the pool cannot have them */
+    int64_t count[3];     /* the largest ones of the windows, filled in by fc_pool_block */
 } fc_taps;
 
 typedef struct {

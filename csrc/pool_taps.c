@@ -28,10 +28,9 @@ static int64_t blocks_of_all(const fc_pool *p) {
 }
 
 void FC_NAME(fc_pool_lay_taps)(const fc_kernels *k, fc_pool *p) {
-    int64_t numbers = 1;
-    for (int i = 0; i < 3; i++) numbers *= largest(p->windows[i].count, p->out_size[i]);
+    const int64_t *count = p->taps.count;
     p->taps.bytes = 0;
-    if (numbers > TAPS || !(p->by_channels || p->by_planes)) return;
+    if (count[0] * count[1] * count[2] > TAPS || !(p->by_channels || p->by_planes)) return;
     p->taps.lanes = p->by_channels ? 0 : k->vl, p->taps.together = p->images_together;
     p->taps.bytes = volume(p->out_size) * (p->by_channels ? p->batch * p->channels : blocks_of_all(p) * k->vl);
 }
@@ -49,7 +48,7 @@ uint8_t *FC_NAME(fc_pool_taps_at)(const fc_pool *p, int64_t n, int64_t c) {
 void FC_NAME(fc_pool_block_taps)(fc_pool *p) {
     const int axis = p->band_axis = p->in_size[0] == 1 && p->out_size[0] == 1;
     const fc_windows *w = &p->windows[axis];
-    const int64_t inputs = p->in_size[axis], extent = (largest(w->count, p->out_size[axis]) - 1) * w->step;
+    const int64_t inputs = p->in_size[axis], extent = (p->taps.count[axis] - 1) * w->step;
     p->by_channels = p->taps.lanes == 0;
     p->channel_block = p->by_channels ? p->channels : p->taps.lanes;
     const int64_t parts = p->by_channels ? p->batch : blocks_of_all(p);
@@ -104,17 +103,17 @@ static band band_of(const fc_pool *p, int64_t index) {
 static int place_taps(const fc_pool *p, const band *b, int64_t d, int64_t h, int64_t places[TAPS]) {
     const fc_windows *w = p->windows;
     const int64_t *s = p->wide.stride, at[2] = {d, h}, o = at[p->band_axis];
-    const int64_t counts[2] = {largest(w[1].count, p->out_size[1]), largest(w[2].count, p->out_size[2])};
+    const int64_t *count = p->taps.count;
     int outside = 0;
     for (int64_t i = 0; i < w[0].count[d]; i++)
         for (int64_t j = 0; j < w[1].count[h]; j++) {
             const int64_t tap[2] = {i, j}, row = w[p->band_axis].first[o] + tap[p->band_axis] * w[p->band_axis].step;
             const int inside = row >= b->from && row < b->to;
             outside |= !inside;
-            for (int64_t t = 0; t < counts[1]; t++)
-                places[(i * counts[0] + j) * counts[1] + t] = inside ? i * w[0].step * s[2] + j * w[1].step * s[3] +
-                                                                           t * w[2].step * s[4]
-                                                                     : OUTSIDE;
+            for (int64_t t = 0; t < count[2]; t++)
+                places[(i * count[1] + j) * count[2] + t] = inside ? i * w[0].step * s[2] + j * w[1].step * s[3] +
+                                                                         t * w[2].step * s[4]
+                                                                   : OUTSIDE;
         }
     return outside;
 }
