@@ -47,7 +47,7 @@ void FC_NAME(fc_direct_block)(fc_direct *p) {
     fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     flatten(l);
-    /* that of one channel says nothing */
+    /* the stride of a single channel says nothing */
     if (l->in_channels * l->groups == 1) l->in_stride[1] = 1;
     if (l->out_channels * l->groups == 1) l->out_stride[1] = 1;
     p->staged = l->in_stride[1] != 1 || l->step[2] * l->in_stride[4] * (int64_t)sizeof(real) % ALIAS_BYTES == 0;

@@ -318,8 +318,7 @@ FC_INLINE void spread_max(const fc_pool_row *r, int64_t o, int64_t c, int vector
                 real *to = r->wide + d * r->wide_row[0] + h * r->wide_row[1] + w * r->wide_step + c;
                 FC_UNROLL for (int v = 0; v < vectors; v++) {
                     const mask hit = hits(load_lanes(x + v * VL, 1, lanes), best[v], &open[v]);
-                    const vec before = r->apart ? (vec){0} : load_lanes(to + v * VL, 1, lanes);
-                    store_lanes(to + v * VL, 1, lanes, before + (vec)((mask)dy[v] & hit));
+                    store_lanes(to + v * VL, 1, lanes, (vec)((mask)dy[v] & hit));
                 }
             }
     if (any_lane(nan))

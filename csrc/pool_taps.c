@@ -99,23 +99,25 @@ static band band_of(const fc_pool *p, int64_t index) {
 
 #define OUTSIDE INT64_MIN
 
-/* Where the taps of a window lie in dx, from its first input on; OUTSIDE if not in the band.  Returns whether one is. */
-static int place_taps(const fc_pool *p, const band *b, int64_t d, int64_t h, int64_t places[TAPS]) {
-    const fc_windows *w = p->windows;
-    const int64_t *s = p->wide.stride, at[2] = {d, h}, o = at[p->band_axis];
-    const int64_t *count = p->taps.count;
-    int outside = 0;
-    for (int64_t i = 0; i < w[0].count[d]; i++)
-        for (int64_t j = 0; j < w[1].count[h]; j++) {
-            const int64_t tap[2] = {i, j}, row = w[p->band_axis].first[o] + tap[p->band_axis] * w[p->band_axis].step;
-            const int inside = row >= b->from && row < b->to;
-            outside |= !inside;
+/* Where the taps of a window lie in dx, from its first input on; of output o along the axis of bands, if that is not
+ * negative: OUTSIDE if they do not lie in the band. */
+static void place_taps(const fc_pool *p, const band *b, int64_t o, int64_t places[TAPS]) {
+    const fc_windows *w = p->windows, *across = &w[p->band_axis];
+    const int64_t *s = p->wide.stride, *count = p->taps.count;
+    for (int64_t i = 0; i < count[0]; i++)
+        for (int64_t j = 0; j < count[1]; j++) {
+            const int64_t at = o < 0 ? b->from : across->first[o] + (p->band_axis == 0 ? i : j) * across->step;
             for (int64_t t = 0; t < count[2]; t++)
-                places[(i * count[1] + j) * count[2] + t] = inside ? i * w[0].step * s[2] + j * w[1].step * s[3] +
-                                                                         t * w[2].step * s[4]
-                                                                   : OUTSIDE;
+                *places++ = at < b->from || at >= b->to
+                                ? OUTSIDE
+                                : i * w[0].step * s[2] + j * w[1].step * s[3] + t * w[2].step * s[4];
         }
-    return outside;
+}
+
+/* Whether the window of output o along the axis of bands lies in the band. */
+static int lies_within(const fc_pool *p, const band *b, int64_t o) {
+    const fc_windows *w = &p->windows[p->band_axis];
+    return w->first[o] >= b->from && w->first[o] + (w->count[o] - 1) * w->step < b->to;
 }
 
 static inline __attribute__((always_inline)) void give(const int checked, real *dx, int64_t place, real dy) {
@@ -167,7 +169,8 @@ static void give_band(const fc_pool *p, const band *b, const part *parts, int64_
     const int64_t *out = p->out_size, *dx = p->wide.stride, *dy = p->narrow.stride;
     const int64_t step = p->by_channels ? p->channels : p->taps.lanes;
     const int64_t slice = p->band_axis == 0 ? p->in_size[1] : 1, rows = p->band_axis == 0 ? out[1] : 1;
-    int64_t places[TAPS], zeroed = b->from * slice;
+    int64_t places[TAPS], cut[TAPS], zeroed = b->from * slice;
+    place_taps(p, b, -1, places);
     for (int64_t row = b->low * rows; row < b->high * rows; row++) {
         const int64_t d = row / out[1], h = row % out[1];
         const int64_t last_d = depth->first[d] + (depth->count[d] - 1) * depth->step;
@@ -182,7 +185,10 @@ static void give_band(const fc_pool *p, const band *b, const part *parts, int64_
                            .taps = whole->taps + row * out[2] * step};
         }
         zeroed = max64(zeroed, end);
-        give_row(p, place_taps(p, b, d, h, places), at, count, channels, places);
+        const int64_t o = p->band_axis == 0 ? d : h;
+        const int checked = !lies_within(p, b, o);
+        if (checked) place_taps(p, b, o, cut);
+        give_row(p, checked, at, count, channels, checked ? cut : places);
     }
     for (int64_t i = 0; i < count; i++) zero_rows(p, parts[i].n, parts[i].c, channels, zeroed, b->to * slice);
 }

@@ -185,7 +185,7 @@ def max_pool_taps(input: object, kernel_size: Sizes, stride: Sizes | None, paddi
     """`max_pool` for layers that train: the result, and what `max_pool_taps_grad` needs instead of the input.
 
     That is None where only `max_pool_input_grad` serves: on a GPU, in the reference, and for windows of more than 256
-    taps or inputs of few channels.
+    taps or, in NCHW, few planes.
     """
     x, ndim, alone, op = adopt_input(input, ndim, "max_pool")
     problem = pool_problem(x, kernel_size, stride, padding, dilation, ceil_mode, ndim=ndim, op=op)
