@@ -5,9 +5,9 @@
 #include "blocking.h"
 #include "wgrad.h"
 
-/* A block that is split has some for every thread with FEW_BLOCKS tasks.  Tasks that add up a block.  Most elements of dw
- * that are stored in a run. */
-enum { FEW_BLOCKS = 4, MERGE_PIECES = 4, RUN = 512 };
+/* Tasks that are wanted even of shares of few pixels.  Tasks that add up a block.  Most elements of dw that are stored in a
+ * run. */
+enum { FEW_TASKS = 4, MERGE_PIECES = 4, RUN = 512 };
 
 static int64_t sum_bytes(const fc_wgrad *p) {
     return align64(p->l.taps * p->block_channels * p->ldk * (int64_t)sizeof(real));
@@ -25,7 +25,7 @@ void FC_NAME(fc_wgrad_block)(fc_wgrad *p) {
     p->splits = 1;
     if (blocks > 0 && blocks < MIN_TASKS)
         p->splits = max64(min64(min64(ceil_div(MIN_TASKS, blocks), p->units / p->min_units), macs / MIN_MACS), 1);
-    if (blocks >= FEW_BLOCKS) p->splits = max64(min64(p->splits, pixels / SPLIT_PIXELS), 1);
+    if (blocks > 0) p->splits = min64(p->splits, max64(pixels / SPLIT_PIXELS, ceil_div(FEW_TASKS, blocks)));
     p->splits = even_shares(blocks, p->splits);
     p->tasks = blocks * p->splits;
     p->merge_tasks = p->splits > 1 ? blocks * MERGE_PIECES : 0;
