@@ -154,6 +154,8 @@ FC_INLINE void FC_NAME(grad_g)(const int n, const int m, vec *w, const int s) {
         w[3 * s] = R(0.5 / (Q2 * (Q2 - Q1))) * (even2 + odd2);
         w[4 * s] = R(0.5 / (Q2 * (Q2 - Q1))) * (even2 - odd2);
         w[5 * s] = last;
+    } else if (n > 6) {
+        FC_NAME(pairs_g)(n, m, w, s);
     }
 }
 
@@ -182,6 +184,8 @@ FC_INLINE void FC_NAME(grad_at)(const int n, const int r, vec *d, const int s) {
             d[3 * s] = R(P1 * Q1) * dif1 + R(P2 * Q2) * dif2;
             d[4 * s] = R(Q1 * Q1) * sum1 + R(Q2 * Q2) * sum2 + d5;
         }
+    } else if (n > 6) {
+        FC_NAME(pairs_at)(n, r, d, s);
     }
 }
 

@@ -4,8 +4,12 @@
  *                                             CVPR 2016; the matrices by Cook and Toom from the points
  *      4 points: 0, +-1, infinity
  *      5 points: +-1/2, +-5/4, infinity
- *      6 points: 0, +-5/8, +-3/2, infinity    chosen for small rounding errors: Barabasz et al., "Error analysis and
- *                                             improving the accuracy of Winograd convolution", TOMS 2020
+ *      6 points: 0, +-5/8, +-3/2, infinity
+ *      7 points: +-5/16, +-13/16, +-27/16, infinity
+ *      8 points: 0, +-1/2, +-1, +-2, infinity
+ *
+ * chosen for small rounding errors: Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution",
+ * TOMS 2020.
  *
  * Lanes are channels; the transforms of several axes are applied one after the other. */
 #include "kernels.h"
@@ -20,6 +24,70 @@
 #define Q1 (P1 * P1)
 #define Q2 (P2 * P2)
 #define R(x) ((real)(x))
+
+/* Pair i of +-p in the transforms with 7 and 8 points: powers of p, sum and product of the other squares. */
+typedef struct {
+    double p[6], sum, product;
+} FC_NAME(wino_pair);
+#define wino_pair FC_NAME(wino_pair)
+
+FC_INLINE wino_pair FC_NAME(pair_of)(const int n, const int i) {
+    const double points[2][3] = {{0.3125, 0.8125, 1.6875}, {0.5, 1, 2}}, *of = points[n == 8];
+    const double p = of[i], a = of[(i + 1) % 3] * of[(i + 1) % 3], b = of[(i + 2) % 3] * of[(i + 2) % 3];
+    return (wino_pair){{1, p, p * p, p * p * p, p * p * p * p, p * p * p * p * p}, a + b, a * b};
+}
+
+/* B^T with 7 points, or with 8, of which the first is 0.  Row +-p: the product of all other x - q, by powers of x. */
+FC_INLINE void FC_NAME(pairs_bt)(const int n, vec *d, const int s) {
+    const int zero = n == 8;
+    const wino_pair first = FC_NAME(pair_of)(n, 0);
+    const double s1 = first.p[2] + first.sum, s2 = first.p[2] * first.sum + first.product,
+                 s3 = first.p[2] * first.product;
+    vec x[8];
+    FC_UNROLL for (int i = 0; i < n; i++) x[i] = d[i * s];
+    if (zero) d[0] = x[6] - R(s1) * x[4] + R(s2) * x[2] - R(s3) * x[0];
+    FC_UNROLL for (int i = 0; i < 3; i++) {
+        const wino_pair o = FC_NAME(pair_of)(n, i);
+        const vec plain = x[5 + zero] - R(o.sum) * x[3 + zero] + R(o.product) * x[1 + zero];
+        const vec times_p = x[4 + zero] - R(o.sum) * x[2 + zero] + R(o.product) * x[zero];
+        d[(zero + 2 * i) * s] = plain + R(o.p[1]) * times_p;
+        d[(zero + 2 * i + 1) * s] = plain - R(o.p[1]) * times_p;
+    }
+    d[(n - 1) * s] = x[n - 1] - R(s1) * x[n - 3] + R(s2) * x[n - 5] - R(s3) * x[n - 7];
+}
+
+/* A^T with 7 or 8 points, for m outputs: the powers of the points below m. */
+FC_INLINE void FC_NAME(pairs_at)(const int n, const int m, vec *d, const int s) {
+    const int zero = n == 8;
+    const vec at_0 = d[0], last = d[(n - 1) * s];
+    vec both[2][3];
+    FC_UNROLL for (int i = 0; i < 3; i++) {
+        const vec plus = d[(zero + 2 * i) * s], minus = d[(zero + 2 * i + 1) * s];
+        both[0][i] = plus + minus, both[1][i] = plus - minus;
+    }
+    FC_UNROLL for (int j = 0; j < m; j++) {
+        vec y = j == 0 && zero ? at_0 : j == m - 1 ? last : (vec){0};
+        FC_UNROLL for (int i = 0; i < 3; i++) y += R(FC_NAME(pair_of)(n, i).p[j]) * both[j % 2][i];
+        d[j * s] = y;
+    }
+}
+
+/* G with 7 or 8 points, of r weights.  Row +-p: the weights times powers of it, over its differences to the others. */
+FC_INLINE void FC_NAME(pairs_g)(const int n, const int r, vec *w, const int s) {
+    const int zero = n == 8;
+    vec x[6];
+    FC_UNROLL for (int i = 0; i < r; i++) x[i] = w[i * s];
+    FC_UNROLL for (int i = 0; i < 3; i++) {
+        const wino_pair o = FC_NAME(pair_of)(n, i);
+        const double by = 0.5 / (o.p[1 + zero] * (o.p[4] - o.sum * o.p[2] + o.product));
+        vec even = x[0], odd = R(o.p[1]) * x[1];
+        FC_UNROLL for (int j = 2; j < r; j++) *(j % 2 ? &odd : &even) += R(o.p[j]) * x[j];
+        w[(zero + 2 * i) * s] = R(by) * (odd + even);
+        w[(zero + 2 * i + 1) * s] = zero ? R(by) * (even - odd) : R(by) * (odd - even);
+        if (zero && i == 0) w[0] = R(-1 / (o.p[2] * o.product)) * x[0];
+    }
+    w[(n - 1) * s] = x[r - 1];
+}
 
 /* B^T along one axis, in place: elements s apart. */
 FC_INLINE void FC_NAME(wino_bt)(const int n, vec *d, const int s) {
@@ -48,6 +116,8 @@ FC_INLINE void FC_NAME(wino_bt)(const int n, vec *d, const int s) {
         d[3 * s] = even2 + odd2;
         d[4 * s] = even2 - odd2;
         d[5 * s] = R(Q1 * Q2) * d1 - R(Q1 + Q2) * d3 + d5;
+    } else if (n > 6) {
+        FC_NAME(pairs_bt)(n, d, s);
     }
 }
 
@@ -75,6 +145,8 @@ FC_INLINE void FC_NAME(wino_at)(const int n, const int m, vec *d, const int s) {
             d[2 * s] = R(Q1) * sum1 + R(Q2) * sum2;
             d[3 * s] = R(P1 * Q1) * dif1 + R(P2 * Q2) * dif2 + d5;
         }
+    } else if (n > 6) {
+        FC_NAME(pairs_at)(n, m, d, s);
     }
 }
 
@@ -214,6 +286,8 @@ FC_INLINE void FC_NAME(wino_g)(const int n, const int r, vec *w, const int s) {
         w[3 * s] = even2 + R(by2 * P2) * w1;
         w[4 * s] = rest2 - R(by2 * P2) * w1;
         w[5 * s] = last;
+    } else if (n > 6) {
+        FC_NAME(pairs_g)(n, r, w, s);
     }
 }
 
