@@ -386,7 +386,10 @@ static void multiply(const fc_wino *p, const part *terms, const real *v, const r
                 if (c < l->in_channels) break;
             }
             if (!g.n_terms && g.add) break;
+            g.next_lines = strips > 1 ? 1 : 2;
+            const real *next = sum[g.n_terms - 1].b + sum[g.n_terms - 1].k * k->nr;
             for (int64_t i = 0; i < strips; i++) { /* strips of even height */
+                g.next = i < 2 ? next + i * length * 64 / (int64_t)sizeof(real) : NULL;
                 const int64_t t0 = tiles * i / strips, t1 = tiles * (i + 1) / strips;
                 g.a_shift = t0 * p->ldv;
                 g.c = m + q * p->ldq_m + t0 * k->nr;

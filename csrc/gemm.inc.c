@@ -33,6 +33,8 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
     FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = (vec){0};
 
     const int64_t lda = g->lda, ldb = g->ldb;
+    const char *next = (const char *)(g->next ? g->next : g->terms[0].b + g->b_shift);
+    const int64_t gap = g->next_lines > 1 ? 64 : 0, next_step = g->next ? 64 * g->next_lines : 0;
     for (int64_t t = 0; t < g->n_terms; t++) {
         const real *restrict a = g->terms[t].a + g->a_shift;
         const real *restrict b = g->terms[t].b + g->b_shift;
@@ -40,6 +42,11 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
             vec bv[2];
             FC_UNROLL for (int j = 0; j < v; j++) bv[j] = vload(b + j * VL);
             b += ldb;
+            if (row) {
+                __builtin_prefetch(next, 0, 2);
+                __builtin_prefetch(next + gap, 0, 2);
+                next += next_step;
+            }
             FC_UNROLL for (int i = 0; i < m; i++) {
                 const real s = row ? a[i * lda] : a[i];
                 FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] += s * bv[j];

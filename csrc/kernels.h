@@ -35,6 +35,8 @@ typedef struct {
     int add;
     int relu;
     const real *bias_col, *bias_row;
+    const real *next; /* what is read after this, of which next_lines cache lines are fetched with each k; or NULL */
+    int64_t next_lines;
 } FC_NAME(fc_gemm);
 #define fc_gemm FC_NAME(fc_gemm)
 

@@ -20,10 +20,11 @@ from fastconv.problem import ConvProblem
 TILE_SHARE = 0.9
 TILE_TERMS = 8
 PRODUCT_TERMS = 14
-# Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes. In 3D
-# everything takes longer than that, by a factor: hundreds of points do not fit registers, nor their pages a TLB; and
-# again in phases, whose transforms and outputs are spread further; transforms of weights suffer most.
-INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS = 6.5, 6.5, 3.0
+# Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes, and by
+# a factor for tiles of more than 6x6 points, which fit registers even less. In 3D everything takes longer than that, by
+# a factor: hundreds of points do not fit registers, nor their pages a TLB; and again in phases, whose transforms and
+# outputs are spread further; transforms of weights suffer most.
+INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS, LARGE_TILE = 6.5, 6.5, 3.0, 2.3
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
 # Cycles that a point and channel vector of an input takes on its way to L3 and back, where blocks do not fit L2; those
 # of 3D are in the factors above.
@@ -227,7 +228,7 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     height = tiles / max(_ceil_div(tiles, rows), 1)  # strips of few rows load more than they compute
     products = multiplied * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
     products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) * (1 + 1 / max(height, 1))
-    transforms = points / _rate(isa) * (
+    transforms = _crowding(shape) * points / _rate(isa) * (
         terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if strides_read(p, op)[1] != 1 else 0))
                  + (PARTIAL_CYCLES if strides_read(p, op)[1] == 1 and read % lanes else 0))
         + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if strides_written(p, op)[1] != 1 else 0)))
@@ -306,10 +307,16 @@ def _winograd_weight_grad(p: ConvProblem, isa: str, shape: Shape, batch: int) ->
     products = tiles * points * read * out_vectors / _rate(isa) / TILE_SHARE
     far_in, far_out = ((WGRAD_FMAS + (TRANSPOSE_FMAS if strides[1] != 1 else 0)) / _rate(isa)
                        for strides in (p.x_strides, p.y_strides))
-    transforms = tiles * points * (in_vectors * blocks[1] * far_in + out_vectors * blocks[0] * far_out)
+    transforms = _crowding(shape) * tiles * points * (
+        in_vectors * blocks[1] * far_in + out_vectors * blocks[0] * far_out)
     sums = tasks * points * read * out_vectors * SUM_CYCLES
     slices = p.kernel[0] if shape.points[0] == 1 else 1  # each depth of a kernel by itself
     return slices * p.groups * (products + transforms + sums) + _store(p, isa)
+
+
+def _crowding(shape: Shape) -> float:
+    """What transforms of a shape take longer than those of 6x6 points."""
+    return LARGE_TILE if shape.points[2] > 6 else 1.0
 
 
 def _store(p: ConvProblem, isa: str) -> float:

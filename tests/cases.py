@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastconv import plan
+from fastconv.problem import conv_input_grad_problem, conv_problem, conv_weight_grad_problem
+
 
 @dataclass(frozen=True)
 class Conv:
@@ -240,3 +243,15 @@ class Guarded:
         touched = np.flatnonzero(self._buffer != self.SENTINEL)
         assert not touched.size, f"written outside out=: {touched.size} elements, at {touched[:8]}"
         return values
+
+
+def label_of(op, case, arrays, algorithm, result):
+    """Return what gave this result from x, w and dy: the algorithm, and the tile if it is Winograd's."""
+    x, w, dy = arrays
+    problem = {
+        "conv": lambda: conv_problem(x, w, *case.arguments, out=result),
+        "conv_input_grad": lambda: conv_input_grad_problem(case.x, w, dy, *case.arguments, out=result),
+        "conv_weight_grad": lambda: conv_weight_grad_problem(x, case.w, dy, *case.arguments, out=result),
+    }[op]()
+    chosen = plan.plan_for(problem, op, algorithm)
+    return plan.label(chosen.algorithm, chosen.variant)

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import conv
+from cases import conv, label_of
 from tolerance import tolerance
 
 import fastconv
@@ -64,13 +64,13 @@ def run_all(case, x, w, dy):
     )
 
 
-def bound(dtype, case, op, exact):
-    """Return how far one element of a result may be from the exact one."""
-    n, algorithm = case.reduction[op], "direct"
-    if not exact:
-        algorithm = "winograd weight gradient" if op == "conv_weight_grad" else "winograd"
+def bound(case, op, arrays, result):
+    """Return how far one element of a result, of x, w and dy, may be from the exact one."""
+    n, dtype, label = case.reduction[op], result.dtype, label_of(op, case, arrays, "auto", result)
+    if op == "conv_weight_grad":
+        label = label.replace("winograd", "winograd weight gradient")
     taps = 5 if case.w[-1] == 5 else 3
-    return n**0.5 * max(tolerance(dtype, n), tolerance(dtype, n, algorithm, ndim=len(case.x) - 2, taps=taps))
+    return n**0.5 * max(tolerance(dtype, n), tolerance(dtype, n, label, ndim=len(case.x) - 2, taps=taps))
 
 
 def dot(a, b):
@@ -86,15 +86,14 @@ def test_gradients_are_adjoint(name, exact, order, dtype):
         x, w, dy = operands(case, dtype, order)
         with fastconv.config(isa=isa, exact=exact):
             y, dx, dw = run_all(case, x, w, dy)
+            bounds = [bound(case, op, (x, w, dy), result)
+                      for op, result in zip(case.reduction, (y, dx, dw), strict=True)]
         products = dot(y, dy), dot(x, dx), dot(w, dw)
         # Elements err by at most tolerance * rms, with any sign; the dot product weighs them by
         # independent normal values, so it errs by that times the root of their number (five times
         # as much at the very most). The product itself is about rms * the root of their number:
         # leaving out one element in 1000 changes it by 3 %, which is far outside this bound.
-        bounds = [
-            5 * bound(dtype, case, op, exact) * result.size**0.5
-            for op, result in zip(case.reduction, (y, dx, dw), strict=True)
-        ]
+        bounds = [5 * most * result.size**0.5 for most, result in zip(bounds, (y, dx, dw), strict=True)]
         for (a, bound_a), (b, bound_b) in itertools.combinations(zip(products, bounds, strict=True), 2):
             assert abs(a - b) <= bound_a + bound_b, (isa, products, bounds)
 
@@ -115,7 +114,7 @@ def test_conv_is_linear(name, exact, order):
                 expected = 2 * of_a[r].astype(np.float64) - 3 * of_other[r]
                 # the mixed operand is sqrt(13) times as large; then the two terms
                 op = list(case.reduction)[r]
-                most = (13**0.5 + 2 + 3) * bound(np.float32, case, op, exact)
+                most = (13**0.5 + 2 + 3) * bound(case, op, mixed, of_mixed[r])
                 assert np.max(np.abs(of_mixed[r] - expected)) <= most, (op, i)
 
 
@@ -127,7 +126,7 @@ def test_conv_commutes_with_shifts(name, exact, order):
     Where exactness is not asked for, the tiles of Winograd's algorithm, which do not shift, show.
     """
     case = LARGE[name]
-    x, w, _ = operands(case, np.float32, order)
+    x, w, dy = operands(case, np.float32, order)
     with fastconv.config(exact=exact):
         y = functional.conv(x, w, None, *case.arguments)
     for a in range(2, x.ndim):
@@ -143,7 +142,7 @@ def test_conv_commutes_with_shifts(name, exact, order):
         after = list(inner)
         after[a] = slice(first + 1, last + 1)
         error = np.abs(shifted[tuple(after)].astype(np.float64) - y[tuple(inner)])
-        assert error.max() <= (0 if exact else 2 * bound(np.float32, case, "conv", exact))
+        assert error.max() <= (0 if exact else 2 * bound(case, "conv", (x, w, dy), y))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import CONVS, Guarded, conv, laid_out
+from cases import CONVS, Guarded, conv, label_of, laid_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_close
@@ -115,11 +115,11 @@ MAY_REFUSE = {
 
 
 def closeness(op, case, algorithm):
-    """Return what `assert_close` is to know of a pass."""
+    """Return what `assert_close` is to know of a pass by what `label_of` names."""
     n = case.reduction[op]
-    if op == "conv_weight_grad" and algorithm == "winograd":
-        return {"reduction_length": n, "algorithm": "winograd weight gradient", "magnitude": n**0.5,
-                "taps": max(case.w[2:])}
+    if op == "conv_weight_grad" and algorithm.startswith("winograd"):
+        return {"reduction_length": n, "algorithm": algorithm.replace("winograd", "winograd weight gradient"),
+                "magnitude": n**0.5, "taps": max(case.w[2:])}
     # Of n products of standard normal values, whatever the padding takes away from the rms.
     return {"reduction_length": n, "algorithm": algorithm, "magnitude": n**0.5}
 
@@ -144,9 +144,11 @@ def check(op, case, algorithm, dtype, layouts):
     x, w, dy = (laid_out(values, dtype, layout) for values, layout in ((x, x_layout), (w, w_layout), (dy, dy_layout)))
     shape = {"conv": case.y, "conv_input_grad": case.x, "conv_weight_grad": case.w}[op]
     out = Guarded(shape, dtype, third) if third else None
-    y = attempt(op, case, (x, w, b.astype(dtype), dy), algorithm, first, out and out.view)
+    arrays = x, w, b.astype(dtype), dy
+    y = attempt(op, case, arrays, algorithm, first, out and out.view)
     if y is None:
         return False
+    label = label_of(op, case, (x, w, dy), algorithm, y)
     if out:
         assert y is out.view
         y = out.result()
@@ -154,7 +156,7 @@ def check(op, case, algorithm, dtype, layouts):
         order = memory_order(dy if op == "conv_input_grad" else x)
         assert y.strides == empty(shape, dtype, order).strides
     assert y.dtype == dtype
-    assert_close(y, expected(case)[op], **closeness(op, case, algorithm))
+    assert_close(y, expected(case)[op], **closeness(op, case, label))
     return True
 
 
@@ -209,7 +211,7 @@ def test_every_tile_of_winograd(name, isa, ran):
                 assert chosen.engine.run(read, w, bias, out, 1)
                 ran("convolutions that ran", f"{isa:8} {np.dtype(dtype)}  {variant:14} {op}")
                 try:
-                    assert_close(out, expected(case)[op], **closeness(op, case, "winograd"))
+                    assert_close(out, expected(case)[op], **closeness(op, case, f"winograd {variant}"))
                 except AssertionError as error:
                     error.add_note(f"{op} of {case}, {np.dtype(dtype)}, {order}, {variant}")
                     raise
@@ -317,10 +319,11 @@ def test_conv_of_nan_and_infinity(name, isa, algorithm):
                 for op in PASSES:
                     with config(isa=isa, threads=1):
                         y = attempt(op, case, arrays, algorithm, layout)
-                    if y is None:
-                        continue
+                        if y is None:
+                            continue
+                        label = label_of(op, case, (x, w, dy), algorithm, y)
                     try:
-                        assert_close(y, right[op], **closeness(op, case, algorithm))
+                        assert_close(y, right[op], **closeness(op, case, label))
                     except AssertionError as error:
                         error.add_note(f"{op} of {case}, {layout}, {value} at {at} of {special}")
                         raise

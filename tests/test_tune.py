@@ -50,19 +50,19 @@ def chosen(x, w, *, op="conv", **options):
 
 # more channels than a vector of any instruction set, so that no row is refused on one machine only
 X, W = (1, 24, 12, 12), (24, 24, 3, 3)
+NAMES = [*(f"winograd f{m}x{m}_3x3" for m in range(2, 7)), "direct", "im2col"]
 
 
 def test_the_fastest_runs(timed):
     x, w = arrays(X, W)
-    for name in ("winograd f2x2_3x3", "winograd f3x3_3x3", "winograd f4x4_3x3", "direct", "im2col"):
+    for name in NAMES:
         tune._choices.clear()
         tune.cache_file().unlink(missing_ok=True)
         timed.clear()
         timed[name] = 0.5
         choice = chosen(x, w, padding=1)
         assert choice.name == name
-        assert dict(choice.measured) == {
-            "winograd f2x2_3x3": 1, "winograd f3x3_3x3": 1, "winograd f4x4_3x3": 1, "direct": 1, "im2col": 1, name: 0.5}
+        assert dict(choice.measured) == {**dict.fromkeys(NAMES, 1), name: 0.5}
 
 
 def test_noise_does_not_decide(timed):
@@ -139,7 +139,7 @@ def test_a_broken_file_is_ignored(timed, text):
     tune.cache_file().write_text(text)
     with pytest.warns(RuntimeWarning, match=r"tune.json is ignored .*Hint: delete the file"):
         choice = chosen(x, w)
-    assert len(choice.measured) == 5
+    assert len(choice.measured) == len(NAMES)
     assert len(json.loads(tune.cache_file().read_text())["entries"]) == 1
 
 
@@ -232,15 +232,14 @@ def test_tuned_passes_are_right(order):
 def test_explain_says_what_was_measured_and_predicted():
     x, w = arrays(X, W)
     text = str(fastconv.explain(x, w, padding=1))
-    for name in ("winograd f2x2_3x3", "winograd f3x3_3x3", "winograd f4x4_3x3", "direct", "im2col"):
+    for name in NAMES:
         assert f"  predicted {name}: " in text
         assert f"  measured {name}: " in text
     assert "  not channelwise: it needs groups" in text
     with fastconv.config(tune=False):
         found = fastconv.explain(x, w, padding=1)
     assert "measured" not in str(found)
-    assert [name for name, _ in found.predicted] == [
-        "winograd f2x2_3x3", "winograd f3x3_3x3", "winograd f4x4_3x3", "direct", "im2col"]
+    assert [name for name, _ in found.predicted] == NAMES
     assert found.variant in ("", "f2x2_3x3", "f4x4_3x3")
     assert "direct" in dict(found.predicted)
 

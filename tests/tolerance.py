@@ -3,14 +3,22 @@
 import numpy as np
 
 # Measured and documented bounds of fast algorithms, which round more than the plain sum: error
-# relative to the root mean square of the result, float32, by the number of spatial axes.
+# relative to the root mean square of the result, float32, by the number of spatial axes. Larger tiles than
+# F(4, 3) round more as `amplification` says.
 _WINOGRAD = {1: 1e-5, 2: 2e-5, 3: 5e-5}
+_LARGEST = {1: "f4_3", 2: "f6x6_3x3", 3: "f4x4x4_3x3x3"}
 
 
-# Points of the transforms of 4, 5 and 6 points, besides infinity.
-_POINTS = {4: (0, 1, -1), 5: (0.5, -0.5, 1.25, -1.25), 6: (0, 0.625, -0.625, 1.5, -1.5)}
+# Points of the transforms of 4 to 8 points, besides infinity.
+_POINTS = {
+    4: (0, 1, -1),
+    5: (0.5, -0.5, 1.25, -1.25),
+    6: (0, 0.625, -0.625, 1.5, -1.5),
+    7: (0.3125, -0.3125, 0.8125, -0.8125, 1.6875, -1.6875),
+    8: (0, 0.5, -0.5, 1, -1, 2, -2),
+}
 # The weight gradient takes taps from tiles of dy; its sums in registers are of at most so many tiles.
-_GRADIENT_TILES = {2: (4,), 3: (2, 3, 4), 5: (2,)}
+_GRADIENT_TILES = {2: (4,), 3: (2, 3, 4, 5, 6), 5: (2,)}
 _TILES_OF_A_SUM = 64
 
 
@@ -60,7 +68,8 @@ def tolerance(
     reduction_length
         n, the number of products in the sum of one element; 1 for element-wise operations.
     algorithm
-        That computed it. ``"winograd"`` is held to its own documented bound. ``"winograd weight gradient"`` sums as
+        That computed it. ``"winograd f4x4_3x3"`` is held to its tile's documented bound, ``"winograd"`` to that of the
+        largest one. ``"winograd weight gradient"``, with a tile or without, sums as
         above, over at most 64 tiles in registers and then over those sums, but its errors are those of products that
         are larger by `amplification` for each axis; the transforms before and after round some times more, which
         counts as four more terms of the sum for each axis.
@@ -68,12 +77,16 @@ def tolerance(
         Number of spatial axes, and taps along each, for Winograd.
     """
     eps = spacing(dtype)
+    algorithm, _, tile = algorithm.partition(" f")
     if algorithm == "winograd weight gradient":
-        worst = max(amplification(_POINTS[m + taps - 1], taps, m) for m in _GRADIENT_TILES[taps])
+        outputs = {int(m) for m in tile.split("_")[0].split("x")} - {1} if tile else _GRADIENT_TILES[taps]
+        worst = max(amplification(_POINTS[m + taps - 1], taps, m) for m in outputs)
         terms = min(reduction_length, _TILES_OF_A_SUM) + reduction_length / _TILES_OF_A_SUM + 4 * ndim
         return eps * worst**ndim * (4 + 2 * terms**0.5)
     if algorithm == "winograd":
-        return _WINOGRAD[ndim] * eps / float(np.finfo(np.float32).eps)
+        outputs = max(4, *map(int, (tile or _LARGEST[ndim][1:]).split("_")[0].split("x")))
+        larger = amplification(_POINTS[outputs + 2], outputs, 3) / amplification(_POINTS[6], 4, 3)
+        return _WINOGRAD[ndim] * larger**ndim * eps / float(np.finfo(np.float32).eps)
     return eps * (4 + 2 * max(reduction_length, 1) ** 0.5)
 
 
