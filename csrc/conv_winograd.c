@@ -373,7 +373,8 @@ static void multiply(const fc_wino *p, const part *terms, const real *v, const r
         const int infinity = p->terms > 1 || terms->shorter ? at_infinity(p, q) : 0;
         int64_t term = 0, c = 0;
         for (g.add = 0;; g.add = 1) {
-            int64_t length = 0; /* of this partial sum */
+            const real *next = u + q * p->ldq_u; /* behind the weights of this partial sum, */
+            int64_t length = 0;                  /* so many of each output channel */
             for (g.n_terms = 0; term < p->terms; term++, c = 0) {
                 if (terms[term].shorter & infinity) continue;
                 const int64_t room = CHUNK - length, rest = l->in_channels - c;
@@ -382,14 +383,15 @@ static void multiply(const fc_wino *p, const part *terms, const real *v, const r
                 t->k = min64(rest, room);
                 t->a = v + q * p->ldq_v + term * p->term_width + c;
                 t->b = u + q * p->ldq_u + (term * l->in_channels + c) * k->nr;
+                next = t->b + t->k * k->nr;
                 length += t->k, c += t->k;
                 if (c < l->in_channels) break;
             }
             if (!g.n_terms && g.add) break;
-            g.next_lines = strips > 1 ? 1 : 2;
-            const real *next = sum[g.n_terms - 1].b + sum[g.n_terms - 1].k * k->nr;
+            /* The first two strips fetch the weights that follow: more than one core reads from L3 in time for one. */
+            g.next_step = k->nr * (int64_t)sizeof(real) / min64(strips, 2);
             for (int64_t i = 0; i < strips; i++) { /* strips of even height */
-                g.next = i < 2 ? next + i * length * 64 / (int64_t)sizeof(real) : NULL;
+                g.next = i < 2 ? (const char *)next + i * length * g.next_step : NULL;
                 const int64_t t0 = tiles * i / strips, t1 = tiles * (i + 1) / strips;
                 g.a_shift = t0 * p->ldv;
                 g.c = m + q * p->ldq_m + t0 * k->nr;

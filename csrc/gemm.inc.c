@@ -33,8 +33,8 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
     FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = (vec){0};
 
     const int64_t lda = g->lda, ldb = g->ldb;
-    const char *next = (const char *)(g->next ? g->next : g->terms[0].b + g->b_shift);
-    const int64_t gap = g->next_lines > 1 ? 64 : 0, next_step = g->next ? 64 * g->next_lines : 0;
+    const char *next = g->next ? g->next : (const char *)g->c;
+    const int64_t next_step = g->next ? g->next_step : 0, second_line = next_step > 64 ? 64 : 0;
     for (int64_t t = 0; t < g->n_terms; t++) {
         const real *restrict a = g->terms[t].a + g->a_shift;
         const real *restrict b = g->terms[t].b + g->b_shift;
@@ -44,7 +44,7 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
             b += ldb;
             if (row) {
                 __builtin_prefetch(next, 0, 2);
-                __builtin_prefetch(next + gap, 0, 2);
+                __builtin_prefetch(next + second_line, 0, 2);
                 next += next_step;
             }
             FC_UNROLL for (int i = 0; i < m; i++) {

@@ -35,8 +35,10 @@ typedef struct {
     int add;
     int relu;
     const real *bias_col, *bias_row;
-    const real *next; /* what is read after this, of which next_lines cache lines are fetched with each k; or NULL */
-    int64_t next_lines;
+    const char
+        *next; /* what will be read after this, of which next_step bytes, at most two lines, are fetched with each
+                       * k, for gemm_row; or null */
+    int64_t next_step;
 } FC_NAME(fc_gemm);
 #define fc_gemm FC_NAME(fc_gemm)
 
