@@ -233,7 +233,8 @@ static void panel(const box *b, const real *packed, int64_t shift, int64_t chann
         const int64_t n_all = terms_of(b, NULL, 0, packed, r0, r1, all);
         g.add = chunk > 0;
         if (chunk == p->chunks - 1) g.bias_col = bias, g.relu = p->relu;
-        int64_t at[3];
+        const int64_t tiles = b->count[0] * b->count[1] * strips;
+        int64_t at[3], tile = 0;
         for (at[0] = 0; at[0] < b->count[0]; at[0]++)
             for (at[1] = 0; at[1] < b->count[1]; at[1]++) {
                 real *row = p->products ? products + (at[0] * b->count[1] + at[1]) * b->count[2] * k->nr
@@ -253,6 +254,7 @@ static void panel(const box *b, const real *packed, int64_t shift, int64_t chann
                     if (!p->products && !g.add) /* stores would otherwise wait for memory at the end */
                         for (int64_t n = 0; n < count; n++)
                             for (int64_t c = 0; c < channels; c += LINE) __builtin_prefetch(g.c + n * g.ldc + c, 1);
+                    fetch_weights(&g, packed + shift + r1 * k->nr, r1 - r0, tile++, tiles);
                     k->gemm_row((int)count, channels > k->vl ? 2 : 1, &g);
                 }
             }

@@ -388,13 +388,11 @@ static void multiply(const fc_wino *p, const part *terms, const real *v, const r
                 if (c < l->in_channels) break;
             }
             if (!g.n_terms && g.add) break;
-            /* The first two strips fetch the weights that follow: more than one core reads from L3 in time for one. */
-            g.next_step = k->nr * (int64_t)sizeof(real) / min64(strips, 2);
             for (int64_t i = 0; i < strips; i++) { /* strips of even height */
-                g.next = i < 2 ? (const char *)next + i * length * g.next_step : NULL;
                 const int64_t t0 = tiles * i / strips, t1 = tiles * (i + 1) / strips;
                 g.a_shift = t0 * p->ldv;
                 g.c = m + q * p->ldq_m + t0 * k->nr;
+                fetch_weights(&g, next, length, i, strips);
                 k->gemm_row((int)(t1 - t0), vectors, &g);
             }
             if (term == p->terms) break;
