@@ -92,7 +92,8 @@ def table(channels: Sequence[int], dtype: str, kernels: Sequence[str]) -> str:
             alike: dict[tuple[str, ...], list[str]] = {}  # direct and im2col add the same products in the same order
             for (algorithm, drawn), row in found.items():
                 if drawn == data:
-                    cells = tuple(f"{error.worst:.1e} ({error.rms:.1e})" for error in row)
+                    of = {error.channels: f"{error.worst:.1e} ({error.rms:.1e})" for error in row}
+                    cells = tuple(of.get(count, "") for count in channels)  # channelwise serves few
                     alike.setdefault(cells, []).append(algorithm)
             for cells, algorithms in alike.items():
                 lines.append("| " + " | ".join([kernel, ", ".join(algorithms), data, *cells]) + " |")
