@@ -44,11 +44,13 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
     algorithms: dict[str, str] = {}
     runs: dict[str, Run] = {}
     results: dict[str, Result] = {}
+    cases: list[Case] = []  # whose arrays peers read without holding them
     extra_bytes = None
     for name in job["peers"]:
         peer = PEERS[name]
         try:
             case = make_case(row, job["direction"], job["threads"], peer.order)
+            cases.append(case)
             if name.startswith("fastconv"):
                 algorithms[name] = algorithm(case)  # this imports fastconv, whose own size is not counted
             if not runs and algorithms:
