@@ -26,9 +26,9 @@ PRODUCT_TERMS = 14
 # outputs are spread further; transforms of weights suffer most.
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS, LARGE_TILE = 6.5, 6.5, 3.0, 2.3
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
-# Cycles that a point and channel vector of an input takes on its way to L3 and back, where blocks do not fit L2; those
-# of 3D are in the factors above.
-FAR_POINT_CYCLES = 13.0
+# Cycles that a point and channel vector of an input takes on its way to L3 and back, where blocks do not fit L2, and to
+# memory where they take more than FAR_BYTES; those of 3D are in the factors above.
+FAR_POINT_CYCLES, MEMORY_POINT_CYCLES = 13.0, 30.0
 # What transforms take longer in sub-grids of a dilated convolution.
 SPREAD = 3.0
 # Cycles to load a vector of which only some channels exist, in channels_last.
@@ -38,6 +38,7 @@ PICKED = 1.45
 # Cycles to bring a vector of channels from NCHW into place, plane by plane, or back; to begin with copying a run of
 # channels.
 MOVE_IN_CYCLES, MOVE_OUT_CYCLES, COPY_CYCLES = 30.0, 12.0, 8.0
+DIRECT_STAGE_BYTES = 256 * 1024  # of a copy of the input (csrc/conv_direct.c)
 # Cycles to gather a vector of pixels in NCHW, side by side, from rows that are shorter than a tile, or strided.
 GATHER_CYCLES, BROKEN_GATHER_CYCLES, STRIDED_GATHER_CYCLES = 20.0, 70.0, 64.0
 # Cycles to find the pixels of a tile in another channel, in the second-level caches or, where no CPU foresees so many
@@ -117,12 +118,23 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
     moved = hops = 0.0
     if p.taps > 1:
-        moved += MOVE_IN_CYCLES * math.prod(from_size) * max(read, 1) / lanes * (strides_read(p, op)[1] != 1)
+        if strides_read(p, op)[1] != 1:
+            moved += MOVE_IN_CYCLES * math.prod(from_size) * max(read, 1) / lanes * _times_copied(p, op, from_size[2])
         moved += MOVE_OUT_CYCLES * math.prod(size) * _ceil_div(written, lanes) * (strides_written(p, op)[1] != 1)
     elif strides_written(p, op)[1] != 1 and strides_read(p, op)[1] > 1024:
         hops = math.prod(size) / (2 * lanes) * read * batch * p.groups
         hops *= CHANNEL_CYCLES if math.prod(size) * read * batch * p.groups <= NEAR_ELEMENTS else FAR_CHANNEL_CYCLES
     return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + moved * batch * p.groups + hops
+
+
+def _times_copied(p: ConvProblem, op: str, width: int) -> float:
+    """How often the direct algorithm copies a row of inputs: with those of its neighbours under the same box."""
+    step = p.stride[1] if op == "conv" else 1
+    taps = p.kernel[1] if op == "conv" else _ceil_div(p.kernel[1], p.stride[1])
+    span = p.dilation[1] * (taps - 1) + 1
+    row_bytes = max(width * channels(p, op)[0], 1) * (4 if p.dtype == "float32" else 8)
+    rows = max((DIRECT_STAGE_BYTES // row_bytes - span) // step + 1, 1)
+    return max(((rows - 1) * step + span) / (rows * step), 1.0)
 
 
 def pixels(p: ConvProblem, op: str, isa: str, batch: int) -> float:
@@ -246,7 +258,8 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
         block = few
     elif block < few:
         block = min(MANY_TILES // rows * rows, far)
-        transforms += FAR_POINT_CYCLES * points * terms * _ceil_div(read, lanes) * (shape.points[0] == 1)
+        each = FAR_POINT_CYCLES if block * tile_bytes <= FAR_BYTES else MEMORY_POINT_CYCLES
+        transforms += each * points * terms * _ceil_div(read, lanes) * (shape.points[0] == 1)
     vectors = points * depth * _round_up(written, columns) / lanes
     weights = vectors * lanes * itemsize
     crowded = 1.0
