@@ -84,7 +84,7 @@ static inline void pack_panel(const fc_lattice *l, const real *w, int64_t valid,
 }
 
 /* Lets tile `tile` of `tiles`, which read the same weights one after the other, fetch a share of the n terms that come
- * next: of the first two, as one alone multiplies faster than L3 delivers. */
+ * next: the first two do.  Where weights lie in memory, what is asked for when it is needed comes too late. */
 static inline void fetch_weights(fc_gemm *g, const real *next, int64_t n, int64_t tile, int64_t tiles) {
     const int64_t sharing = min64(tiles, 2);
     g->next_step = g->ldb * (int64_t)sizeof(real) / sharing;
