@@ -245,6 +245,56 @@ FC_INLINE int run_in_registers(const fc_pool_row *r, const int is_max, const int
     return 1;
 }
 
+/* Maxima of three columns, two apart: the even columns under a vector of outputs, the odd ones, and the odd ones of the
+ * outputs before.  A window that begins before the first column, as padding makes it, has its own even column there. */
+FC_INLINE vec rows_max(const int height, const fc_pool_row *r, const real *from) {
+    vec v = vload(from);
+    if (height) { /* one slice of so many rows */
+        FC_UNROLL for (int h = 1; h < height; h++) v = vmax(vload(from + h * r->wide_row[1]), v);
+        return v;
+    }
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = d == 0; h < r->rows[1]; h++)
+            v = vmax(vload(from + d * r->wide_row[0] + h * r->wide_row[1]), v);
+    return v;
+}
+
+FC_INLINE real column_max(const fc_pool_row *r, const real *from) {
+    real best = *from;
+    for (int64_t d = 0; d < r->rows[0]; d++)
+        for (int64_t h = d == 0; h < r->rows[1]; h++) {
+            const real x = from[d * r->wide_row[0] + h * r->wide_row[1]];
+            best = x > best || x != x ? x : best;
+        }
+    return best;
+}
+
+FC_INLINE int max_by_two(const fc_pool_row *r, const int height) {
+    const fc_windows *w = &r->windows;
+    const int before = w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1] - 1;
+    const int64_t begin = w->run - before, n = w->run_end - begin;
+    if (n < VL) return 0;
+    const real *even = r->wide + w->first[w->run] - 2 * before + 1 - r->column;
+    vec last = {0};
+    for (int64_t i = 0; i < n; i += VL) {
+        const int64_t at = lesser(i, n - VL);
+        const vec a = rows_max(height, r, even + 2 * at), b = rows_max(height, r, even + 2 * at + VL);
+        const vec odd = every_second(a, b, 1, 0);
+        if (at == 0)
+            last = vset(before ? a[0] : column_max(r, even - 1));
+        else if (at < i)
+            last = vset(column_max(r, even + 2 * at - 1));
+        const vec left = __builtin_shuffle(odd, last, (FC_NAME(iota) - 1) & (2 * VL - 1));
+        vstore(r->narrow + begin + at, vmax(left, vmax(odd, every_second(a, b, 0, 0))));
+        last = odd;
+    }
+    for (int64_t o = 0; o < r->outputs; o++) {
+        if (o == begin) o = w->run_end;
+        if (o < r->outputs) r->narrow[o] = one_output(r, 1, o);
+    }
+    return 1;
+}
+
 /* Whether the row could be done so. */
 FC_INLINE int row_in_registers(const fc_pool_row *row, const int is_max) {
     const fc_pool_row copy = *row, *r = &copy; /* which no store can change */
@@ -255,6 +305,8 @@ FC_INLINE int row_in_registers(const fc_pool_row *row, const int is_max) {
     const int64_t count = w->count[w->run], step = w->run_step;
     if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
     if (count == 3 && step == 1 && !is_max) return run_in_registers(r, 0, 3, 1); /* of maxima, the borders take longer */
+    if (is_max && count == 3 && step == 2 && (r->rows[0] == 1 && r->rows[1] == 3 ? max_by_two(r, 3) : max_by_two(r, 0)))
+        return 1;
     if (count == 3 && step == 2) return run_in_registers(r, is_max, 3, 2);
     if (count == 4 && step == 4) return run_in_registers(r, is_max, 4, 4);
     return 0;

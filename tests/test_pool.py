@@ -10,6 +10,7 @@ from tolerance import assert_close
 import fastconv.functional as F
 from fastconv import config, nn
 from fastconv.arrays import memory_order, to_channels_last
+from fastconv.backends import _cpu
 
 NDIMS = [1, 2, 3]
 # Names and order of PyTorch's parameters, by the documentation of torch.nn.functional.
@@ -355,6 +356,21 @@ def test_memory_orders_agree(shape, kernel, stride, padding, dtype):
     assert_close(y, y_last, 27)
     assert_close(F.lp_pool_grad(dy, finite, y, 2, kernel, stride, out=out),
                  F.lp_pool_grad(to_channels_last(dy), finite_last, y_last, 2, kernel, stride), 27)
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
+def test_maxima_of_three_columns_two_apart(isa):
+    """Long rows of contiguous memory are pooled in registers, the windows over the padding with them."""
+    rng = np.random.default_rng(0)
+    widths = (*range(32, 37), *range(63, 67), *range(100, 104), 113, 131)
+    for width, padding, size in itertools.product(widths, (0, 1), ((5,), (3, 4))):
+        x = rng.integers(-3, 4, (1, 9, *size, width)).astype(np.float32)
+        x[0, 1].flat[::5] = np.nan
+        x[0, 2] = -np.inf
+        for kernel in (3, (2,) * len(size) + (3,)):
+            with config(isa=isa, threads=1):
+                y = F.max_pool(x, kernel, 2, padding)
+                np.testing.assert_array_equal(y, F.max_pool(to_channels_last(x), kernel, 2, padding))
 
 
 POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
