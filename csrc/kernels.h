@@ -35,9 +35,8 @@ typedef struct {
     int add;
     int relu;
     const real *bias_col, *bias_row;
-    const char
-        *next; /* what will be read after this, of which next_step bytes, at most two lines, are fetched with each
-                       * k, for gemm_row; or null */
+    /* What will be read after this, of which gemm_row fetches next_step bytes, at most two lines, with each k; or null. */
+    const char *next;
     int64_t next_step;
 } FC_NAME(fc_gemm);
 #define fc_gemm FC_NAME(fc_gemm)
