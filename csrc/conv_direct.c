@@ -12,6 +12,9 @@
  * strips pass by.  Budgets: the copy, in L2; outputs of a panel, in L2. */
 enum { CHUNK = 384, STAGE_BYTES = 256 * 1024, PIXELS = 512 };
 
+/* That min_tasks counts. */
+enum { TASKS_PER_THREAD = 4 };
+
 enum { LINE = 64 / sizeof(real) };
 
 /* Rows of a tile that lie a multiple of this apart fall into the same set of L1. */
@@ -41,6 +44,28 @@ static int64_t box_tasks(const fc_direct *p) {
     int64_t n = p->l.batch * p->l.groups;
     for (int a = 0; a < 3; a++) n *= ceil_div(p->l.out_size[a], p->box[a]);
     return n;
+}
+
+/* Rows of tiles that one thread of several multiplies, loads of weights for a tile counted as one. */
+static int64_t rows_of_a_thread(const fc_direct *p, int64_t threads) {
+    const int64_t row = p->box[2] + ceil_div(p->box[2], ((const fc_kernels *)p->l.kernels)->mr);
+    return ceil_div(box_tasks(p), threads) * p->box[0] * p->box[1] * row;
+}
+
+/* Cuts the outermost axis that is cut into more boxes, if that leaves no thread waiting: 13 boxes are 7 for one of two. */
+static void balance(fc_direct *p) {
+    const int64_t threads = p->min_tasks / TASKS_PER_THREAD;
+    int a = 0;
+    while (a < 2 && p->box[a] >= p->l.out_size[a]) a++;
+    const int64_t boxes = ceil_div(p->l.out_size[a], p->box[a]);
+    if (threads < 2 || boxes < 2) return;
+    int64_t best = INT64_MAX, size = p->box[a];
+    for (int64_t n = boxes; n <= 2 * boxes && n <= p->l.out_size[a]; n++) {
+        p->box[a] = ceil_div(p->l.out_size[a], n);
+        const int64_t rows = rows_of_a_thread(p, threads);
+        if (rows < best) best = rows, size = p->box[a];
+    }
+    p->box[a] = size;
 }
 
 void FC_NAME(fc_direct_block)(fc_direct *p) {
@@ -88,6 +113,7 @@ void FC_NAME(fc_direct_block)(fc_direct *p) {
         const int axis = box[0] > 1 ? 0 : box[1] > 1 ? 1 : 2;
         box[axis] = ceil_div(box[axis], 2);
     }
+    balance(p);
     for (int a = 0; a < 3; a++) {
         p->boxes[a] = ceil_div(l->out_size[a], box[a]);
         box[a] = max64(ceil_div(l->out_size[a], max64(p->boxes[a], 1)), 1);
