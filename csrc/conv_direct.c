@@ -277,10 +277,10 @@ static void panel(const box *b, const real *packed, int64_t shift, int64_t chann
                     g.a_shift = at[0] * l->step[0] * b->stride[0] + at[1] * l->step[1] * b->stride[1] +
                                 at[2] * l->step[2] * b->stride[2];
                     g.c = row + at[2] * g.ldc;
-                    if (!p->products && !g.add) /* stores would otherwise wait for memory at the end */
+                    fetch_weights(&g, packed + shift + r1 * k->nr, r1 - r0, tile++, tiles);
+                    if (g.next && !p->products && !g.add) /* stores would otherwise wait for memory at the end */
                         for (int64_t n = 0; n < count; n++)
                             for (int64_t c = 0; c < channels; c += LINE) __builtin_prefetch(g.c + n * g.ldc + c, 1);
-                    fetch_weights(&g, packed + shift + r1 * k->nr, r1 - r0, tile++, tiles);
                     k->gemm_row((int)count, channels > k->vl ? 2 : 1, &g);
                 }
             }

@@ -6,72 +6,91 @@
 #include "kernels.h"
 #include "simd.h"
 
+/* Biases of fewer columns than v vectors. */
+static __attribute__((noinline)) void FC_NAME(gemm_short_bias)(const int v, vec bias[2], const fc_gemm *g) {
+    for (int j = 0; j < v; j++) bias[j] = load_few(g->bias_col + j * VL, j < v - 1 ? VL : g->n - j * VL);
+}
+
 /* The last columns of C, fewer than the v vectors that the m rows of sums have: what follows the sums, and stores.  Rows
  * that leave no gaps are stored whole: what one has too much, the next ones overwrite. */
 static __attribute__((noinline)) void FC_NAME(gemm_finish)(const int m, const int v, vec rows[MR][2],
                                                            const fc_gemm *g) {
     const int64_t tail = g->n - (v - 1) * VL;
     const int dense = g->ldc == g->n && !g->add;
-    vec bias[2] = {{0}};
-    for (int j = 0; j < v && g->bias_col; j++) bias[j] = load_few(g->bias_col + j * VL, j < v - 1 ? VL : tail);
     for (int i = 0; i < m; i++)
         for (int j = 0; j < v; j++) {
             real *c = g->c + i * g->ldc + j * VL;
             int64_t lanes = j < v - 1 ? VL : tail;
             vec s = rows[i][j];
             if (g->add) s += load_few(c, lanes);
-            if (g->bias_col) s += bias[j];
-            if (g->bias_row) s += g->bias_row[i];
             if (g->relu) s = vrelu(s);
             if (dense && i * g->n + (j + 1) * VL <= m * g->n) lanes = VL;
             store_few(c, 1, lanes, s);
         }
 }
 
+/* Rows of A lie a distance apart that is known only then.  An x86 address is base + 0, 1, 2, 4 or 8 times an index: one
+ * pointer to five rows, with the distance and three times it in registers, addresses all.  Compilers would keep a distance
+ * for each row, more than there are registers. */
+enum { ROWS_EACH = 5, ROW_POINTERS = (MR + ROWS_EACH - 1) / ROWS_EACH };
+
+/* What lies between the multiply-adds of two tiles has to be short: a core looks some hundred instructions ahead. */
 FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const fc_gemm *g) {
     vec acc[MR][2];
-    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = (vec){0};
+    if (g->bias_col) {
+        vec bias[2];
+        if (g->n == v * VL)
+            FC_UNROLL for (int j = 0; j < v; j++) bias[j] = vload(g->bias_col + j * VL);
+        else
+            FC_NAME(gemm_short_bias)(v, bias, g);
+        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = bias[j];
+    } else if (g->bias_row) {
+        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = vset(g->bias_row[i]);
+    } else
+        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = (vec){0};
 
-    const int64_t lda = g->lda, ldb = g->ldb;
-    const char *next = g->next ? g->next : (const char *)g->c;
-    const int64_t next_step = g->next ? g->next_step : 0, second_line = next_step > 64 ? 64 : 0;
+    const int64_t ldb = g->ldb, ldc = g->ldc;
+    int64_t row_bytes = g->lda * (int64_t)sizeof(real);
+    FC_OPAQUE(row_bytes);
+    real *c = g->c;
+    /* what is stored in the end, if nothing else is to be fetched */
+    const int64_t next_step = g->next ? g->next_step : ldc * (int64_t)sizeof(real);
+    const int64_t second_line = (g->next ? next_step : v * FC_VBYTES) > 64 ? 64 : 0;
+    const char *next = g->next ? g->next : (const char *)c;
+    const char *last = g->next ? (const char *)UINTPTR_MAX : (const char *)(c + (m - 1) * ldc);
     for (int64_t t = 0; t < g->n_terms; t++) {
-        const real *restrict a = g->terms[t].a + g->a_shift;
         const real *restrict b = g->terms[t].b + g->b_shift;
+        const char *a[ROW_POINTERS];
+        FC_UNROLL for (int i = 0; i < ROW_POINTERS; i++) {
+            a[i] = (const char *)(g->terms[t].a + g->a_shift) + (row ? i * ROWS_EACH * row_bytes : 0);
+            FC_OPAQUE(a[i]);
+        }
         for (int64_t k = g->terms[t].k; k > 0; k--) {
             vec bv[2];
             FC_UNROLL for (int j = 0; j < v; j++) bv[j] = vload(b + j * VL);
             b += ldb;
             if (row) {
-                __builtin_prefetch(next, 0, 2);
-                __builtin_prefetch(next + second_line, 0, 2);
-                next += next_step;
+                __builtin_prefetch(next, 0, 3);
+                __builtin_prefetch(next + second_line, 0, 3);
+                next = next < last ? next + next_step : last;
             }
             FC_UNROLL for (int i = 0; i < m; i++) {
-                const real s = row ? a[i * lda] : a[i];
+                const char *p = row ? a[i / ROWS_EACH] + i % ROWS_EACH * row_bytes : a[0] + i * sizeof(real);
+                const real s = *(const real *)p;
                 FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] += s * bv[j];
             }
-            a += row ? 1 : lda;
+            FC_UNROLL for (int i = 0; i < ROW_POINTERS; i++) a[i] += row ? (int64_t)sizeof(real) : row_bytes;
         }
     }
 
-    real *c = g->c;
-    const int64_t ldc = g->ldc;
     if (g->n == v * VL) {
         if (g->add)
             FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
                 acc[i][j] += vload(c + i * ldc + j * VL);
-        if (g->bias_col)
-            FC_UNROLL for (int j = 0; j < v; j++) {
-                const vec bias = vload(g->bias_col + j * VL);
-                FC_UNROLL for (int i = 0; i < m; i++) acc[i][j] += bias;
-            }
-        if (g->bias_row)
-            FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] += g->bias_row[i];
         if (g->relu)
             FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = vrelu(acc[i][j]);
-        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++)
-            vstore(c + i * ldc + j * VL, acc[i][j]);
+        FC_UNROLL for (int i = 0; i < m; i++, c += ldc) FC_UNROLL for (int j = 0; j < v; j++)
+            vstore(c + j * VL, acc[i][j]);
         return;
     }
 

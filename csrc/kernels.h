@@ -15,7 +15,7 @@ typedef struct {
 } FC_NAME(fc_term);
 #define fc_term FC_NAME(fc_term)
 
-/* C[i][j] = epilogue((add ? C[i][j] : 0) + sum over terms, sum over k of A[i][k] * B[k][j])
+/* C[i][j] = epilogue((add ? C[i][j] : 0) + (bias + sum over terms, sum over k of A[i][k] * B[k][j]))
  *
  *      0 <= i < m <= mr,  0 <= j < n <= vectors * vl
  *      B[k][j] at b[k * ldb + j]: all vectors * vl lanes are read, so a short panel must be padded
@@ -23,8 +23,8 @@ typedef struct {
  *      C[i][j] at c[i * ldc + j]: only the n valid columns are touched
  *      a and b of each term count from a_shift and b_shift, so that a list of terms can serve many tiles
  *
- * The sum of one call is kept in registers and added to C at the end: the chunks of a long reduction are added like
- * partial sums.  Epilogue, in this order: + bias_col[j], + bias_row[i], max(., 0); null or 0 leaves a step out. */
+ * The sum of one call is kept in registers, where it begins as bias_col[j] or bias_row[i] or, if both are null, 0, and is
+ * added to C at the end: the chunks of a long reduction are added like partial sums.  Epilogue: max(., 0) if relu. */
 typedef struct {
     const fc_term *terms;
     int64_t n_terms;
@@ -35,7 +35,8 @@ typedef struct {
     int add;
     int relu;
     const real *bias_col, *bias_row;
-    /* What will be read after this, of which gemm_row fetches next_step bytes, at most two lines, with each k; or null. */
+    /* What will be read after this, of which gemm_row fetches next_step bytes, at most two lines, with each k; if null,
+     * it fetches C, a row with each k, so that stores need not wait for memory at the end. */
     const char *next;
     int64_t next_step;
 } FC_NAME(fc_gemm);

@@ -37,6 +37,9 @@ typedef lane mask __attribute__((vector_size(FC_VBYTES)));
 #define FC_KEEP(v) __asm__("" : "+x"(v))
 #endif
 
+/* Hides what an integer or a pointer is made of. */
+#define FC_OPAQUE(v) __asm__("" : "+r"(v))
+
 /* Unaligned, and free to alias anything. */
 FC_INLINE vec vload(const real *p) {
     vec v;
