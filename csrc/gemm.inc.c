@@ -39,10 +39,10 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
     vec acc[MR][2];
     if (g->bias_col) {
         vec bias[2];
-        if (g->n == v * VL)
-            FC_UNROLL for (int j = 0; j < v; j++) bias[j] = vload(g->bias_col + j * VL);
-        else
+        if (g->n < v * VL)
             FC_NAME(gemm_short_bias)(v, bias, g);
+        else
+    FC_UNROLL for (int j = 0; j < v; j++) bias[j] = vload(g->bias_col + j * VL);
         FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = bias[j];
     } else if (g->bias_row) {
         FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = vset(g->bias_row[i]);
@@ -70,8 +70,8 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
             FC_UNROLL for (int j = 0; j < v; j++) bv[j] = vload(b + j * VL);
             b += ldb;
             if (row) {
-                __builtin_prefetch(next, 0, 3);
-                __builtin_prefetch(next + second_line, 0, 3);
+                __builtin_prefetch(next, 0, 2);
+                __builtin_prefetch(next + second_line, 0, 2);
                 next = next < last ? next + next_step : last;
             }
             FC_UNROLL for (int i = 0; i < m; i++) {
