@@ -13,6 +13,15 @@ static inline int64_t align_to(int64_t a, int64_t unit) { return ceil_div(a, uni
 /* Bytes rounded up to whole cache lines. */
 static inline int64_t align64(int64_t bytes) { return (bytes + 63) & ~(int64_t)63; }
 
+/* How long pieces of `total` are, `most` at most: such that their number is even or, if they are many, a multiple of four,
+ * and no thread of two or four has one more to do than the others. */
+static inline int64_t even_piece(int64_t total, int64_t most) {
+    const int64_t pieces = ceil_div(total, most), of = pieces > 8 ? 4 : 2;
+    for (int64_t n = pieces; pieces > 1 && n < pieces + of; n++)
+        if (ceil_div(total, ceil_div(total, n)) % of == 0) return ceil_div(total, n);
+    return most;
+}
+
 /* Takes the next `bytes` of a workspace. */
 static inline void *take(char **workspace, int64_t bytes) {
     void *p = *workspace;

@@ -70,7 +70,7 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
         p->pads_depth = p->first[0] < 0 || (out[0] - 1) * l->step[0] + p->first[0] + p->extent[0] > l->in_size[0];
         p->in_place = step == 1 && l->in_stride[4] == 1 && !p->pads_depth;
         const int64_t macs = max64(out[0] * p->band * p->columns * l->taps, 1);
-        p->channels = min64(max64(4 * TASK_MACS / macs, 1), l->groups);
+        p->channels = even_piece(l->groups, min64(max64(4 * TASK_MACS / macs, 1), l->groups));
         p->channels = ceil_div(l->groups, ceil_div(l->groups, p->channels));
         p->together = max64(1, min64(p->channels, HELD / 2 / (p->slots * p->slice * real_bytes)));
         bytes = align64((p->together * p->slots + p->pads_depth + 1) * p->slice * real_bytes) +

@@ -47,7 +47,8 @@ void FC_NAME(fc_conv_block)(fc_conv *p) {
 
     p->pixels = l->out_size[0] * l->out_size[1] * l->out_size[2];
     int64_t block = max64(GATHER_BYTES / (int64_t)sizeof(real) / p->chunk / unit, 2) * unit;
-    if (p->by_rows && row <= block) block = block / row * row;
+    const int64_t whole = p->by_rows && row <= block ? row : unit; /* that blocks are made of */
+    block = even_piece(ceil_div(p->pixels, whole), block / whole) * whole;
     p->block_pixels = max64(min64(block, p->pixels), 1);
     p->blocks = ceil_div(p->pixels, p->block_pixels);
     p->max_strips = ceil_div(p->block_pixels, unit) + (p->by_rows ? p->block_pixels / row + 1 : 0);
