@@ -60,6 +60,7 @@ void FC_NAME(fc_pixels_block)(fc_pixels *p) {
     }
     p->chunk = PANEL_BYTES / real_bytes / k->mr;
     p->panels = ceil_div(l->out_channels, k->mr);
+    p->height = ceil_div(l->out_channels, max64(p->panels, 1));
     p->panel_size = reduction * k->mr;
 
     p->box[0] = max64(l->out_size[1], 1), p->box[1] = max64(l->out_size[2], 1);
@@ -88,8 +89,8 @@ void FC_NAME(fc_pixels_block)(fc_pixels *p) {
 void FC_NAME(fc_pixels_pack)(const fc_pixels *p, const void *w_, void *packed_, int64_t task) {
     const fc_lattice *l = &p->l;
     const int64_t mr = ((const fc_kernels *)l->kernels)->mr;
-    const int64_t group = task / p->panels, first = task % p->panels * mr;
-    const int64_t valid = min64(mr, l->out_channels - first);
+    const int64_t group = task / p->panels, first = task % p->panels * p->height;
+    const int64_t valid = min64(p->height, l->out_channels - first);
     const real *w = (const real *)w_ + group * l->w_stride[0] + first * l->w_stride[1];
     real *to = (real *)packed_ + task * p->panel_size;
     for (int64_t i = 0; i < p->n_phases; i++)
@@ -111,6 +112,8 @@ static void copy_row(const fc_lattice *l, const real *row, int64_t x, int64_t co
     const real *from = row + x * l->in_stride[4];
     if (stride == 1)
         memcpy(to + low, from + low, (size_t)(high - low) * sizeof(real));
+    else if (stride == 2) /* which compilers make vectors of */
+        for (int64_t i = low; i < high; i++) to[i] = from[2 * i];
     else
         for (int64_t i = low; i < high; i++) to[i] = from[i * stride];
     for (int64_t i = high; i < count; i++) to[i] = 0;
@@ -164,21 +167,29 @@ static int64_t terms_of(const fc_pixels *p, const fc_lattice *phase, const real 
     return n;
 }
 
-/* The sums of one phase for `m` channels and `vectors` of pixels. */
+/* The sums of one phase for `m` channels and `n` pixels, those of a channel `ldc` behind those of the one before. */
 static void tile_of(const fc_pixels *p, const fc_term *terms, int64_t n_terms, int64_t a_shift, int64_t b_shift, int m,
-                    int vectors, const real *bias, real *tile) {
+                    int64_t n, const real *bias, real *to, int64_t ldc) {
     const fc_kernels *k = p->l.kernels;
-    fc_gemm g = {.a_shift = a_shift, .b_shift = b_shift, .lda = k->mr, .ldb = p->plane, .ldc = k->nr};
-    g.c = tile, g.n = vectors * k->vl;
+    fc_gemm g = {.a_shift = a_shift, .b_shift = b_shift, .lda = k->mr, .ldb = p->plane, .ldc = ldc, .c = to, .n = n};
     int64_t i = 0;
     do {
         int64_t sum = 0;
         g.terms = terms + i;
         for (g.n_terms = 0; i < n_terms && sum < p->chunk; g.n_terms++) sum += terms[i++].k;
         if (i == n_terms) g.bias_row = bias, g.relu = p->relu;
-        k->gemm_col(m, vectors, &g);
+        k->gemm_col(m, n > k->vl ? 2 : 1, &g);
         g.add = 1;
     } while (i < n_terms);
+}
+
+/* The same, to where the sums are wanted. */
+static void tile_in_place(const fc_pixels *p, const fc_term *terms, int64_t n_terms, int64_t a_shift, int64_t b_shift,
+                          int m, int64_t n, const real *bias, real *to) {
+    const int64_t ldc = p->l.out_stride[1];
+    for (int c = 0; c < m; c++) /* stores would otherwise wait for memory at the end */
+        for (int64_t i = 0; i < n; i += LINE_BYTES / (int64_t)sizeof(real)) __builtin_prefetch(to + c * ldc + i, 1);
+    tile_of(p, terms, n_terms, a_shift, b_shift, m, n, bias, to, ldc);
 }
 
 int FC_NAME(fc_pixels_run)(const fc_pixels *p, const void *in_, const void *packed_, const void *bias_, void *out_,
@@ -220,16 +231,28 @@ int FC_NAME(fc_pixels_run)(const fc_pixels *p, const void *in_, const void *pack
     const int64_t pitch = p->held[2], pixels = (count[1] - 1) * pitch + count[2];
     fc_pixels_out g = {.tile_step = k->mr * k->nr, .phases = p->n_phases, .n = n, .to = to, .step = l->out_stride[4]};
     g.channel_step = l->out_stride[1];
+    /* Tiles of one phase go to the output at once, but for those that reach into the next row.  None does, if vectors fit
+     * into a row. */
+    const int in_place = p->n_phases == 1 && l->out_stride[4] == 1;
+    const int by_rows = in_place && 16 * align_to(count[2], k->vl) <= 17 * pitch;
     for (int64_t panel = first_panel; panel < last_panel; panel++) {
-        const int64_t channel = panel * k->mr;
+        const int64_t channel = panel * p->height;
         const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + channel : NULL;
         const int64_t a_shift = (panel - first_panel) * p->panel_size;
-        g.channels = min64(k->mr, l->out_channels - channel);
-        for (int64_t pixel = 0; pixel < pixels; pixel += k->nr) {
-            const int64_t lanes = min64(k->nr, pixels - pixel);
+        g.channels = min64(p->height, l->out_channels - channel);
+        for (int64_t pixel = 0, lanes; pixel < pixels; pixel += lanes) {
+            const int64_t at_column = pixel % pitch, left = count[2] - at_column;
+            lanes = min64(k->nr, pixels - pixel);
+            if (by_rows || (in_place && lanes <= left)) {
+                tile_in_place(p, terms, *n_terms, a_shift, pixel, (int)g.channels, min64(lanes, left), bias,
+                              (real *)out_ + p->phases->out_offset + out_at + channel * l->out_stride[1] +
+                                  pixel / pitch * l->out_stride[3] + at_column);
+                if (by_rows && left <= k->nr) lanes = pitch - at_column;
+                continue;
+            }
             for (int64_t f = 0; f < p->n_phases; f++)
-                tile_of(p, terms + f * p->max_terms, n_terms[f], a_shift, pixel, (int)g.channels, lanes > k->vl ? 2 : 1,
-                        bias, tile + f * g.tile_step);
+                tile_of(p, terms + f * p->max_terms, n_terms[f], a_shift, pixel, (int)g.channels,
+                        align_to(lanes, k->vl), bias, tile + f * g.tile_step, k->nr);
             for (int64_t lane = 0, run; lane < lanes; lane += run) { /* rows of the output */
                 const int64_t row = (pixel + lane) / pitch, column = (pixel + lane) % pitch;
                 run = min64(pitch - column, lanes - lane);

@@ -148,12 +148,13 @@ typedef struct {
     const fc_lattice *phases;
     int64_t n_phases;
     int relu;
-    int64_t min_tasks;                 /* as in fc_direct */
-    int64_t low[3], span[3];           /* the lowest tap for output 0; positions that taps span */
-    int64_t box[2];                    /* rows, columns */
-    int64_t residues[3], held[3];      /* of the copy: residues that are needed, positions for each */
-    int64_t plane, copy;               /* elements of a channel of the copy, of all */
-    int64_t chunk, panels, panel_size; /* panel_size: elements of the weights of a panel, of all phases */
+    int64_t min_tasks;             /* as in fc_direct */
+    int64_t low[3], span[3];       /* the lowest tap for output 0; positions that taps span */
+    int64_t box[2];                /* rows, columns */
+    int64_t residues[3], held[3];  /* of the copy: residues that are needed, positions for each */
+    int64_t plane, copy;           /* elements of a channel of the copy, of all */
+    int64_t chunk, panels, height; /* height: out channels of a panel */
+    int64_t panel_size;            /* elements of the weights of a panel, of all phases */
     int64_t panels_per_task, panel_blocks, max_terms;
     int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
 } fc_pixels;

@@ -42,7 +42,7 @@ FC_INLINE void FC_NAME(gemm_body)(const int m, const int v, const int row, const
         const int whole = g->n == v * VL;
         if (!whole) FC_NAME(gemm_short_bias)(v, bias, g);
         for (int j = 0; j < v && whole; j++) bias[j] = vload(g->bias_col + j * VL);
-        FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = bias[j];
+    FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = bias[j];
     } else if (g->bias_row) {
         FC_UNROLL for (int i = 0; i < m; i++) FC_UNROLL for (int j = 0; j < v; j++) acc[i][j] = vset(g->bias_row[i]);
     } else

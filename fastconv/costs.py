@@ -16,10 +16,11 @@ from fastconv.backends import _cpu
 from fastconv.problem import ConvProblem
 
 # Share of the FMA peak that a register tile reaches, and what it costs to begin and end one, in terms of its sum; a
-# product of transforms is stored besides, and loaded again.
+# product of transforms is stored besides, and loaded again. Tiles of two vectors in channels_last do better.
 TILE_SHARE = 0.9
 TILE_TERMS = 8
 PRODUCT_TERMS = 14
+DIRECT_SHARE, DIRECT_TERMS = 0.96, 5
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes, and by
 # a factor for tiles of more than 6x6 points, which fit registers even less. In 3D everything takes longer than that, by
 # a factor: hundreds of points do not fit registers, nor their pages a TLB; and again in phases, whose transforms and
@@ -112,9 +113,11 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
         copied = max(batch, 1) * p.groups * math.prod(size) * (_ceil_div(read, lanes) + _ceil_div(written, lanes))
         return (macs * _round_up(written, lanes) / written / (_rate(isa) * lanes) / TILE_SHARE + VECTOR_CYCLES * copied
                 + _store(p, isa))
-    padded = _round_up(written, lanes) / written * (1 + TILE_TERMS / max(read * p.taps, 1))
+    wide = written > lanes and strides_written(p, op)[1] == 1
+    share, terms = (DIRECT_SHARE, DIRECT_TERMS) if wide else (TILE_SHARE, TILE_TERMS)
+    padded = _round_up(written, lanes) / written * (1 + terms / max(read * p.taps, 1))
     if p.taps == 1 and strides_written(p, op)[1] != 1:  # lanes are pixels
-        padded = 1 + TILE_TERMS / max(read, 1) + 2 / written
+        padded = 1 + TILE_TERMS / max(read, 1) + 4 / written**2
     far = _read(4 * p.taps * read * written * p.groups, 1 + batch * math.prod(size) // 512)
     moved = hops = 0.0
     if p.taps > 1:
@@ -124,7 +127,7 @@ def direct(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     elif strides_written(p, op)[1] != 1 and strides_read(p, op)[1] > 1024:
         hops = math.prod(size) / (2 * lanes) * read * batch * p.groups
         hops *= CHANNEL_CYCLES if math.prod(size) * read * batch * p.groups <= NEAR_ELEMENTS else FAR_CHANNEL_CYCLES
-    return max(macs * padded / (_rate(isa) * lanes) / TILE_SHARE, far) + moved * batch * p.groups + hops
+    return max(macs * padded / (_rate(isa) * lanes) / share, far) + moved * batch * p.groups + hops
 
 
 def _times_copied(p: ConvProblem, op: str, width: int) -> float:
@@ -143,7 +146,11 @@ def pixels(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     read, written = channels(p, op)
     size = p.out_size if op == "conv_input_grad" else p.in_size
     macs = p.macs / p.batch * batch if p.batch else 0
-    terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 2 / written  # few rows load more than they compute
+    terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 4 / written**2  # few rows load more than they compute
+    if op == "conv":  # vectors of a row, or run on through the gaps between rows
+        row, pitch = p.out_size[2], p.out_size[2] + (p.kernel[2] - 1) * p.dilation[2] // p.stride[2]
+        whole = _round_up(row, lanes)
+        terms *= (whole if 16 * whole <= 17 * pitch else pitch) / max(row, 1)
     copied = 2 * math.prod(size) * read / lanes
     if op == "conv_input_grad" and p.stride[2] > 1:
         copied += PHASE_CYCLES * math.prod(p.in_size) * written
@@ -160,7 +167,7 @@ def im2col(p: ConvProblem, op: str, isa: str, batch: int) -> float:
         run = COPY_CYCLES + (5 * read if read < lanes else 4 * _ceil_div(read, lanes))
         return direct(p, op, isa, batch) + pixels * p.taps * run
     macs = p.macs / p.batch * batch if p.batch else 0
-    terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 2 / written  # few rows load more than they compute
+    terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 4 / written**2  # few rows load more than they compute
     gathered = GATHER_CYCLES if size[2] >= _cpu.tile(isa, p.dtype)[1] else BROKEN_GATHER_CYCLES
     if p.stride[2] > 1 and op == "conv":
         gathered = max(gathered, STRIDED_GATHER_CYCLES)

@@ -29,6 +29,8 @@ FEW_VECTORS = 8
 # Pixels of a phase up to which the direct algorithm packs weights in its tasks (csrc/conv_direct.c), and panels from
 # which on; with more threads it wants more of them, but a choice that knew that would give other bits.
 RAW_PIXELS, RAW_PANELS = 4096, 4
+# Channels of an input in NCHW up to which it may be copied for lanes of pixels, also at a stride, which deals it out.
+MOST_COPIED, MOST_COPIED_STRIDED = 16, 4
 # Most bytes of a thread's copy of the input for a few outputs.
 MAX_COPY = 8 << 20
 
@@ -295,12 +297,17 @@ def _direct_declines(r: Request) -> Verdict:
 
 
 def _lanes_are_pixels(r: Request) -> bool:
-    """Few channels fill too little of a vector; of a strided input gradient, the phases of a row are interleaved."""
+    """Few channels fill too little of a vector; of a strided input gradient, the phases of a row are interleaved; in NCHW
+    few inputs are copied sooner than outputs are transposed."""
     p = r.problem
-    _, written = costs.channels(p, r.op)
+    read, written = costs.channels(p, r.op)
     phased = r.op == "conv_input_grad" and p.stride[2] > 1 and p.x_strides[1] != 1
     in_place = p.taps == 1 and (_pointwise(p) or costs.strides_read(p, r.op)[1] == 1)
-    return phased or (2 * written < _cpu.vector_lanes(r.isa, p.dtype) and not in_place)
+    if phased or (2 * written < _cpu.vector_lanes(r.isa, p.dtype) and not in_place):
+        return True
+    most = MOST_COPIED if p.stride[2] == 1 else MOST_COPIED_STRIDED
+    planes = r.op == "conv" and p.taps > 1 and read <= most and p.y_strides[1] != 1
+    return planes and costs.pixels(p, r.op, r.isa, r.batch) < costs.direct(p, r.op, r.isa, r.batch)
 
 
 def _linear(p: ConvProblem, op: str) -> bool:
