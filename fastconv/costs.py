@@ -147,6 +147,7 @@ def pixels(p: ConvProblem, op: str, isa: str, batch: int) -> float:
     size = p.out_size if op == "conv_input_grad" else p.in_size
     macs = p.macs / p.batch * batch if p.batch else 0
     terms = 1 + TILE_TERMS / max(read * p.taps, 1) + 4 / written**2  # few rows load more than they compute
+    terms += 0.1 / max(read, 1)  # one for each tap
     if op == "conv":  # vectors of a row, or run on through the gaps between rows
         row, pitch = p.out_size[2], p.out_size[2] + (p.kernel[2] - 1) * p.dilation[2] // p.stride[2]
         whole = _round_up(row, lanes)

@@ -297,8 +297,8 @@ def _direct_declines(r: Request) -> Verdict:
 
 
 def _lanes_are_pixels(r: Request) -> bool:
-    """Few channels fill too little of a vector; of a strided input gradient, the phases of a row are interleaved; in NCHW
-    few inputs are copied sooner than outputs are transposed."""
+    """Few channels fill too little of a vector; of a strided input gradient, the phases of a row are interleaved; few
+    inputs are copied sooner than outputs are transposed to NCHW."""
     p = r.problem
     read, written = costs.channels(p, r.op)
     phased = r.op == "conv_input_grad" and p.stride[2] > 1 and p.x_strides[1] != 1
