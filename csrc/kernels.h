@@ -65,14 +65,17 @@ typedef struct {
  *
  * Windows lie in the columns [column, column + columns).  pool_*_rows: lanes are columns, strides are free.
  * pool_*_channels: lanes are `channels` channels, whose stride is 1 in all arrays.  The spread kernels add to wide, the
- * others write narrow.  `buffer` holds `columns`, rounded up to whole vectors, plus `outputs` reals, and `buffer_rows`
- * as many integers as wide as real; the channels kernels need neither. */
+ * others write narrow.  `buffer` holds `columns`, rounded up to whole vectors, plus `outputs` reals, and `buffer_rows` as
+ * many integers as wide as real; the channels kernels need neither.
+ * pool_max_rows without indices and pool_sum_rows do `lines` rows of outputs, whose windows are alike, each line_wide and
+ * line_narrow elements behind the one before; all others do one. */
 typedef struct {
     real *wide, *narrow;
     const real *x, *y; /* spread of the maximum: of the forward pass; of Lp: y */
     int64_t *indices;
     int64_t wide_step, wide_row[2], x_step, x_row[2], narrow_step, y_step, indices_step;
     int64_t channels, column, columns, outputs;
+    int64_t lines, line_wide, line_narrow;
     int64_t rows[2];             /* rows of the windows by depth and by height */
     int64_t index, index_row[2]; /* flat position of wide[0], and the distances of rows */
     uint8_t *taps;               /* pool_max_channels: of output o and channel c at taps[o * taps_step + c]; or NULL */

@@ -288,8 +288,11 @@ static void run_lines(const fc_pool *p, const pool_task *t, int64_t c, int64_t o
     const int writes_wide = spreads(p) && o == 0 && !(p->by_channels && p->tiles);
     int64_t zeroed = 0;
     int64_t d = t->row / p->out_size[1], h = t->row % p->out_size[1];
-    for (int64_t row = t->row; row < t->row_end; row++, h++) {
+    for (int64_t row = t->row; row < t->row_end; row += r->lines, h += r->lines) {
         if (h == p->out_size[1]) d++, h = 0;
+        r->lines = 1;
+        if (r->line_narrow && h >= height->run && h < height->run_end)
+            r->lines = min64(height->run_end - h, t->row_end - row);
         r->wide = real_at(&p->wide, t->n, c, depth->first[d], height->first[h]) + r->column * r->wide_step;
         r->narrow = real_at(&p->narrow, t->n, c, d, h) + o * r->narrow_step;
         if (p->x.at) r->x = real_at(&p->x, t->n, c, depth->first[d], height->first[h]) + r->column * r->x_step;
@@ -366,6 +369,10 @@ static void run_rows(const fc_kernels *k, const fc_pool *p, const pool_task *t, 
     char *memory = workspace;
     r.buffer = take(&memory, buffer_bytes(p));
     r.buffer_rows = take(&memory, rows_bytes(p));
+    if (is_forward(p) && !p->indices.at) {
+        r.line_wide = height->run_step * p->wide.stride[3];
+        r.line_narrow = p->narrow.stride[3];
+    }
     for (int64_t c = t->c; c < t->c + t->channels; c++)
         for (int64_t o = 0, end; o < p->out_size[2]; o = end) {
             end = cut_line(p, o, &r);

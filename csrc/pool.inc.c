@@ -157,12 +157,14 @@ FC_INLINE int64_t pool_tiles(const fc_pool_row *r, const int is_max) {
     return 0;
 }
 
+FC_INLINE void next_line(fc_pool_row *r) { r->wide += r->line_wide, r->narrow += r->line_narrow; }
+
 /* ---- Rows in registers ---------------------------------------------------------------------------------------- */
 
 /* Without indices, the usual windows need no buffer: the rows under a vector of outputs are reduced in registers, then
  * columns, which are next to each other (stride 1) or every second or fourth lane of neighbouring vectors. */
 #ifdef __clang__ /* has no shuffle by a computed mask */
-FC_INLINE int row_in_registers(const fc_pool_row *r, const int is_max) {
+FC_INLINE int lines_in_registers(const fc_pool_row *r, const int is_max) {
     (void)r, (void)is_max;
     return 0;
 }
@@ -227,20 +229,25 @@ FC_INLINE real one_output(const fc_pool_row *r, const int is_max, int64_t o) {
     return is_max ? total : total / divisor_of(r, o);
 }
 
-FC_INLINE int run_in_registers(const fc_pool_row *r, const int is_max, const int count, const int run_step) {
+/* The next three return whether they could do the lines so. */
+FC_INLINE int run_in_registers(const fc_pool_row *row, const int is_max, const int count, const int run_step) {
+    fc_pool_row copy = *row; /* which no store can change */
+    const fc_pool_row *r = &copy;
     const fc_windows *w = &r->windows;
     const int64_t first = w->first[w->run] - r->column, run = w->run_end - w->run;
     const int64_t room = r->columns - first;
     if (run < VL && (run_step != 2 || room < VL + 2)) return 0;
     const vec divisor = vset(is_max ? 1 : divisor_of(r, w->run));
-    for (int64_t o = 0; o < run; o += VL) {
-        const int64_t lanes = lesser(run, VL), begin = lesser(o, run - lanes), skip = begin * run_step;
-        const vec v = outputs_in_registers(is_max, count, run_step, r, r->wide + first + skip, room - skip);
-        store_few(r->narrow + w->run + begin, 1, lanes, is_max ? v : v / divisor);
-    }
-    for (int64_t o = 0; o < r->outputs; o++) {
-        if (o == w->run) o = w->run_end;
-        if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
+    for (int64_t line = 0; line < r->lines; line++, next_line(&copy)) {
+        for (int64_t o = 0; o < run; o += VL) {
+            const int64_t lanes = lesser(run, VL), begin = lesser(o, run - lanes), skip = begin * run_step;
+            const vec v = outputs_in_registers(is_max, count, run_step, r, r->wide + first + skip, room - skip);
+            store_few(r->narrow + w->run + begin, 1, lanes, is_max ? v : v / divisor);
+        }
+        for (int64_t o = 0; o < r->outputs; o++) {
+            if (o == w->run) o = w->run_end;
+            if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
+        }
     }
     return 1;
 }
@@ -269,35 +276,37 @@ FC_INLINE real column_max(const fc_pool_row *r, const real *from) {
     return best;
 }
 
-FC_INLINE int max_by_two(const fc_pool_row *r, const int height) {
+FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
+    fc_pool_row copy = *row; /* which no store can change */
+    const fc_pool_row *r = &copy;
     const fc_windows *w = &r->windows;
     const int before = w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1] - 1;
     const int64_t begin = w->run - before, n = w->run_end - begin;
     if (n < VL) return 0;
-    const real *even = r->wide + w->first[w->run] - 2 * before + 1 - r->column;
-    vec last = {0};
-    for (int64_t i = 0; i < n; i += VL) {
-        const int64_t at = lesser(i, n - VL);
-        const vec a = rows_max(height, r, even + 2 * at), b = rows_max(height, r, even + 2 * at + VL);
-        const vec odd = every_second(a, b, 1, 0);
-        if (at == 0)
-            last = vset(before ? a[0] : column_max(r, even - 1));
-        else if (at < i)
-            last = vset(column_max(r, even + 2 * at - 1));
-        const vec left = __builtin_shuffle(odd, last, (FC_NAME(iota) - 1) & (2 * VL - 1));
-        vstore(r->narrow + begin + at, vmax(left, vmax(odd, every_second(a, b, 0, 0))));
-        last = odd;
-    }
-    for (int64_t o = 0; o < r->outputs; o++) {
-        if (o == begin) o = w->run_end;
-        if (o < r->outputs) r->narrow[o] = one_output(r, 1, o);
+    for (int64_t line = 0; line < r->lines; line++, next_line(&copy)) {
+        const real *even = r->wide + w->first[w->run] - 2 * before + 1 - r->column;
+        vec last = {0};
+        for (int64_t i = 0; i < n; i += VL) {
+            const int64_t at = lesser(i, n - VL);
+            const vec a = rows_max(height, r, even + 2 * at), b = rows_max(height, r, even + 2 * at + VL);
+            const vec odd = every_second(a, b, 1, 0);
+            if (at == 0)
+                last = vset(before ? a[0] : column_max(r, even - 1));
+            else if (at < i)
+                last = vset(column_max(r, even + 2 * at - 1));
+            const vec left = __builtin_shuffle(odd, last, (FC_NAME(iota) - 1) & (2 * VL - 1));
+            vstore(r->narrow + begin + at, vmax(left, vmax(odd, every_second(a, b, 0, 0))));
+            last = odd;
+        }
+        for (int64_t o = 0; o < r->outputs; o++) {
+            if (o == begin) o = w->run_end;
+            if (o < r->outputs) r->narrow[o] = one_output(r, 1, o);
+        }
     }
     return 1;
 }
 
-/* Whether the row could be done so. */
-FC_INLINE int row_in_registers(const fc_pool_row *row, const int is_max) {
-    const fc_pool_row copy = *row, *r = &copy; /* which no store can change */
+FC_INLINE int lines_in_registers(const fc_pool_row *r, const int is_max) {
     const fc_windows *w = &r->windows;
     if (r->wide_step != 1 || r->narrow_step != 1 || w->step != 1 || w->run < 0 || w->run_end - w->run < 2 ||
         r->rows[0] * r->rows[1] > SPAN / 2)

@@ -134,21 +134,25 @@ FC_INLINE void max_values_across(const fc_pool_row *r, const real *line, const i
     }
 }
 
-static void pool_max_rows(const fc_pool_row *r) {
-    if (!r->indices && row_in_registers(r, 1)) return;
-    const int one_row = r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1;
-    if (r->indices) {
+static void pool_max_rows(const fc_pool_row *row) {
+    const int one_row = row->rows[0] == 1 && row->rows[1] == 1 && row->wide_step == 1;
+    if (row->indices && one_row) {
+        max_across(row, row->wide, 1);
+        return;
+    }
+    if (row->indices) {
+        max_all_columns(row, 1);
+        max_across(row, row->buffer, 0);
+        return;
+    }
+    if (lines_in_registers(row, 1)) return;
+    fc_pool_row r = *row;
+    for (int64_t line = 0; line < r.lines; line++, next_line(&r)) {
+        if (!one_row) max_all_columns(&r, 0);
         if (one_row)
-            max_across(r, r->wide, 1);
-        else {
-            max_all_columns(r, 1);
-            max_across(r, r->buffer, 0);
-        }
-    } else if (one_row)
-        max_values_across(r, r->wide, 0);
-    else {
-        max_all_columns(r, 0);
-        max_values_across(r, r->buffer, 1);
+            max_values_across(&r, r.wide, 0);
+        else
+            max_values_across(&r, r.buffer, 1);
     }
 }
 

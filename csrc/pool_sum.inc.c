@@ -69,17 +69,21 @@ FC_INLINE void sum_across(const fc_pool_row *r, const real *line, const int buff
     }
 }
 
-static void pool_sum_rows(const fc_pool_row *r) {
-    if (r->power == 1 && row_in_registers(r, 0)) return;
-    if (r->rows[0] == 1 && r->rows[1] == 1 && r->wide_step == 1 && r->power == 1) {
-        sum_across(r, r->wide, 0);
-        return;
+static void pool_sum_rows(const fc_pool_row *row) {
+    if (row->power == 1 && lines_in_registers(row, 0)) return;
+    const int one_row = row->rows[0] == 1 && row->rows[1] == 1 && row->wide_step == 1 && row->power == 1;
+    fc_pool_row r = *row;
+    for (int64_t line = 0; line < r.lines; line++, next_line(&r)) {
+        if (one_row) {
+            sum_across(&r, r.wide, 0);
+            continue;
+        }
+        if (r.power == 1)
+            sum_all_columns(&r, 1);
+        else
+            sum_all_columns(&r, r.power);
+        sum_across(&r, r.buffer, 1);
     }
-    if (r->power == 1)
-        sum_all_columns(r, 1);
-    else
-        sum_all_columns(r, r->power);
-    sum_across(r, r->buffer, 1);
 }
 
 /* Means of whole lines of n >= VL elements, side by side; see fc_pool_run. */
