@@ -16,14 +16,14 @@
 #define MIN_COLUMNS 16
 /* Bytes of the planes of a vector of channels: those of a band of a forward pass, which stay in the second-level cache, and
  * the most of a gradient, whose windows lie apart or have inputs in common, so that rows serve badly.  Columns of a forward
- * pass with which rows serve better; of maxima of three columns, two apart, in 2D and in 3D. */
+ * pass with which rows serve better: of windows that lie apart and of maxima of three columns, two apart; of three columns,
+ * one apart; of others. */
 #define BAND_BYTES (384 * 1024)
 #define APART_BYTES (2 << 20)
 #define COMMON_BYTES (16 << 20)
-#define WIDE_ROW_APART 32
+#define WIDE_ROW 32
+#define WIDE_ROW_BY_ONE 24
 #define WIDE_ROW_COMMON 120
-#define WIDE_ROW_BY_TWO 100
-#define WIDE_ROW_BY_TWO_3D 32
 /* The widest vector of any ISA, by which kernels may write beyond the columns of a buffer. */
 #define MAX_LANES 16
 
@@ -143,13 +143,14 @@ static int64_t cut_bands(const fc_kernels *k, fc_pool *p) {
     }
 }
 
-/* Columns with which a forward pass is faster row by row than with planes as lanes; see max_by_two in pool.inc.c. */
+/* Columns with which a forward pass is faster row by row than with planes as lanes; see lines_in_registers. */
 static int64_t wide_row(const fc_pool *p) {
     const fc_windows *w = &p->windows[2];
-    const int by_two = p->op == FC_MAX_POOL && p->taps.count[2] == 3 && w->step == 1 && p->out_size[2] > 2 &&
-                       w->first[2] - w->first[1] == 2;
-    if (p->apart || !by_two) return p->apart ? WIDE_ROW_APART : WIDE_ROW_COMMON;
-    return p->taps.count[0] > 1 ? WIDE_ROW_BY_TWO_3D : WIDE_ROW_BY_TWO;
+    if (p->apart) return WIDE_ROW;
+    const int three = p->taps.count[2] == 3 && w->step == 1 && p->out_size[2] > 2 && p->power == 1;
+    const int64_t distance = three ? w->first[2] - w->first[1] : 0;
+    if (distance == 1) return WIDE_ROW_BY_ONE;
+    return distance == 2 && p->op == FC_MAX_POOL ? WIDE_ROW : WIDE_ROW_COMMON;
 }
 
 /* Whether lanes are to be planes.  Bands of a gradient would have inputs in common, so that it has one. */

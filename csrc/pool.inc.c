@@ -162,7 +162,7 @@ FC_INLINE void next_line(fc_pool_row *r) { r->wide += r->line_wide, r->narrow +=
 /* ---- Rows in registers ---------------------------------------------------------------------------------------- */
 
 /* Without indices, the usual windows need no buffer: the rows under a vector of outputs are reduced in registers, then
- * columns, which are next to each other (stride 1) or every second or fourth lane of neighbouring vectors. */
+ * columns, which are every second or fourth lane of neighbouring vectors, or lanes moved by one. */
 #ifdef __clang__ /* has no shuffle by a computed mask */
 FC_INLINE int lines_in_registers(const fc_pool_row *r, const int is_max) {
     (void)r, (void)is_max;
@@ -185,7 +185,7 @@ FC_INLINE vec outputs_in_registers(const int is_max, const int count, const int 
     const int64_t shift2 = run_step == 2 && count == 3 ? VL - lesser(VL, room - 2 - VL) : 0;
     int64_t at[4];
     FC_UNROLL for (int j = 0; j < 4; j++)
-        at[j] = run_step == 1 ? j : run_step == 4 ? j * VL : j == 1 ? VL - shift : j == 3 ? 2 + VL - shift2 : j;
+        at[j] = run_step == 4 ? j * VL : j == 1 ? VL - shift : j == 3 ? 2 + VL - shift2 : j;
     vec column[4] = {{0}};
     for (int64_t d = 0; d < r->rows[0]; d++) {
         vec slice[4] = {{0}};
@@ -196,35 +196,33 @@ FC_INLINE vec outputs_in_registers(const int is_max, const int count, const int 
         }
         FC_UNROLL for (int j = 0; j < loads; j++) column[j] = d == 0 ? slice[j] : reduce(is_max, column[j], slice[j]);
     }
-    if (run_step == 1) {
-        vec v = column[0];
-        FC_UNROLL for (int t = 1; t < count; t++) v = reduce(is_max, v, column[t]);
-        return v;
-    }
     vec v = reduce(is_max, every_second(column[0], column[1], 0, shift), every_second(column[0], column[1], 1, shift));
     if (run_step == 2) return count == 3 ? reduce(is_max, v, every_second(column[2], column[3], 0, shift2)) : v;
     const vec w = reduce(is_max, every_second(column[2], column[3], 0, 0), every_second(column[2], column[3], 1, 0));
     return reduce(is_max, every_second(v, w, 0, 0), every_second(v, w, 1, 0));
 }
 
+/* The rows under one column. */
+FC_INLINE real column_under(const int is_max, const fc_pool_row *r, const real *from) {
+    real total = 0;
+    for (int64_t d = 0; d < r->rows[0]; d++) {
+        real slice = 0;
+        for (int64_t h = 0; h < r->rows[1]; h++) {
+            const real x = from[d * r->wide_row[0] + h * r->wide_row[1]];
+            slice = h == 0 ? x : !is_max ? slice + x : x > slice || x != x ? x : slice;
+        }
+        total = d == 0 ? slice : !is_max ? total + slice : slice > total || slice != slice ? slice : total;
+    }
+    return total;
+}
+
 /* An output outside the run. */
 FC_INLINE real one_output(const fc_pool_row *r, const int is_max, int64_t o) {
+    const real *from = r->wide + r->windows.first[o] - r->column;
     real total = 0;
     for (int64_t t = 0; t < r->windows.count[o]; t++) {
-        const real *from = r->wide + r->windows.first[o] - r->column + t;
-        real column = 0;
-        for (int64_t d = 0; d < r->rows[0]; d++)
-            for (int64_t h = 0; h < r->rows[1]; h++) {
-                const real x = from[d * r->wide_row[0] + h * r->wide_row[1]];
-                if (is_max)
-                    column = (d == 0 && h == 0) || x > column || x != x ? x : column;
-                else
-                    column += x;
-            }
-        if (is_max)
-            total = t == 0 || column > total || column != column ? column : total;
-        else
-            total += column;
+        const real x = column_under(is_max, r, from + t);
+        total = t == 0 ? x : !is_max ? total + x : x > total || x != x ? x : total;
     }
     return is_max ? total : total / divisor_of(r, o);
 }
@@ -252,30 +250,68 @@ FC_INLINE int run_in_registers(const fc_pool_row *row, const int is_max, const i
     return 1;
 }
 
-/* Maxima of three columns, two apart: the even columns under a vector of outputs, the odd ones, and the odd ones of the
- * outputs before.  A window that begins before the first column, as padding makes it, has its own even column there. */
-FC_INLINE vec rows_max(const int height, const fc_pool_row *r, const real *from) {
+/* The rows under a vector of columns; `height`: of one slice of so many rows, or 0. */
+FC_INLINE vec rows_under(const int is_max, const int height, const fc_pool_row *r, const real *from) {
     vec v = vload(from);
-    if (height) { /* one slice of so many rows */
-        FC_UNROLL for (int h = 1; h < height; h++) v = vmax(vload(from + h * r->wide_row[1]), v);
+    if (height) {
+        FC_UNROLL for (int h = 1; h < height; h++) v = reduce(is_max, v, vload(from + h * r->wide_row[1]));
         return v;
     }
-    for (int64_t d = 0; d < r->rows[0]; d++)
-        for (int64_t h = d == 0; h < r->rows[1]; h++)
-            v = vmax(vload(from + d * r->wide_row[0] + h * r->wide_row[1]), v);
+    for (int64_t h = 1; h < r->rows[1]; h++) v = reduce(is_max, v, vload(from + h * r->wide_row[1]));
+    for (int64_t d = 1; d < r->rows[0]; d++) {
+        const real *slice = from + d * r->wide_row[0];
+        vec s = vload(slice);
+        for (int64_t h = 1; h < r->rows[1]; h++) s = reduce(is_max, s, vload(slice + h * r->wide_row[1]));
+        v = reduce(is_max, v, s);
+    }
     return v;
 }
 
-FC_INLINE real column_max(const fc_pool_row *r, const real *from) {
-    real best = *from;
-    for (int64_t d = 0; d < r->rows[0]; d++)
-        for (int64_t h = d == 0; h < r->rows[1]; h++) {
-            const real x = from[d * r->wide_row[0] + h * r->wide_row[1]];
-            best = x > best || x != x ? x : best;
+/* Three columns of windows that begin one column apart, those that padding cuts short too: each vector of columns is
+ * reduced once, and moved to the left and to the right, with a column of its neighbours, or of the padding.
+ *
+ *      columns     a b c d | e f g h        left     - a b c | d e f g        right     b c d e | f g h -       */
+FC_INLINE int by_one(const fc_pool_row *row, const int is_max, const int height) {
+    fc_pool_row copy = *row; /* which no store can change */
+    const fc_pool_row *r = &copy;
+    const fc_windows *w = &r->windows;
+    const int64_t n = r->outputs, end = w->run_end - 1; /* the last whole window */
+    const int cut = w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1];
+    const int cut_end = n == end + 2 && w->count[n - 1] == 2 && w->first[n - 1] == w->first[end] + 1;
+    if (n < VL || (w->run > 0 && !cut) || (end < n - 1 && !cut_end)) return 0;
+    vec inner = vset(is_max ? 1 : divisor_of(r, w->run)), first = inner, last = inner;
+    if (cut && !is_max) first[0] = divisor_of(r, 0);
+    if (n == VL) last = first;
+    if (cut_end && !is_max) last[VL - 1] = divisor_of(r, n - 1);
+    if (n == VL) first = last;
+    for (int64_t line = 0; line < r->lines; line++, next_line(&copy)) {
+        const real *middle = r->wide + w->first[w->run] - r->column + 1 - cut; /* column of the first window */
+        vec here = rows_under(is_max, height, r, middle), before = vset(is_max ? here[0] : 0);
+        if (!cut) before = vset(column_under(is_max, r, middle - 1));
+        int64_t from_before = VL - 1; /* the lane of what lies to the left */
+        for (int64_t at = 0, next; at < n; at = next) {
+            next = at + VL < n ? lesser(at + VL, n - VL) : n;
+            vec after = vset(is_max ? here[VL - 1] : 0);
+            if (next < n)
+                after = rows_under(is_max, height, r, middle + next);
+            else if (!cut_end)
+                after = vset(column_under(is_max, r, middle + n));
+            mask left = FC_NAME(iota) - 1, right = FC_NAME(iota) + 1;
+            left[0] = (lane)(VL + from_before);
+            right[VL - 1] = (lane)(next < n ? 2 * VL + at - next : VL);
+            const vec v = reduce(is_max, reduce(is_max, __builtin_shuffle(here, before, left), here),
+                                 __builtin_shuffle(here, after, right));
+            const vec divisor = at == 0 ? first : next < n ? inner : last;
+            vstore(r->narrow + at, is_max ? v : v / divisor);
+            from_before = next - 1 - at;
+            before = here, here = after;
         }
-    return best;
+    }
+    return 1;
 }
 
+/* Maxima of three columns, two apart: the even columns under a vector of outputs, the odd ones, and the odd ones of the
+ * outputs before.  A window that begins before the first column, as padding makes it, has its own even column there. */
 FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
     fc_pool_row copy = *row; /* which no store can change */
     const fc_pool_row *r = &copy;
@@ -288,12 +324,12 @@ FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
         vec last = {0};
         for (int64_t i = 0; i < n; i += VL) {
             const int64_t at = lesser(i, n - VL);
-            const vec a = rows_max(height, r, even + 2 * at), b = rows_max(height, r, even + 2 * at + VL);
+            const vec a = rows_under(1, height, r, even + 2 * at), b = rows_under(1, height, r, even + 2 * at + VL);
             const vec odd = every_second(a, b, 1, 0);
             if (at == 0)
-                last = vset(before ? a[0] : column_max(r, even - 1));
+                last = vset(before ? a[0] : column_under(1, r, even - 1));
             else if (at < i)
-                last = vset(column_max(r, even + 2 * at - 1));
+                last = vset(column_under(1, r, even + 2 * at - 1));
             const vec left = __builtin_shuffle(odd, last, (FC_NAME(iota) - 1) & (2 * VL - 1));
             vstore(r->narrow + begin + at, vmax(left, vmax(odd, every_second(a, b, 0, 0))));
             last = odd;
@@ -313,9 +349,9 @@ FC_INLINE int lines_in_registers(const fc_pool_row *r, const int is_max) {
         return 0;
     const int64_t count = w->count[w->run], step = w->run_step;
     if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
-    if (count == 3 && step == 1 && !is_max) return run_in_registers(r, 0, 3, 1); /* of maxima, the borders take longer */
-    if (is_max && count == 3 && step == 2 && (r->rows[0] == 1 && r->rows[1] == 3 ? max_by_two(r, 3) : max_by_two(r, 0)))
-        return 1;
+    const int square = r->rows[0] == 1 && r->rows[1] == 3; /* the usual windows */
+    if (count == 3 && step == 1) return square ? by_one(r, is_max, 3) : by_one(r, is_max, 0);
+    if (is_max && count == 3 && step == 2 && (square ? max_by_two(r, 3) : max_by_two(r, 0))) return 1;
     if (count == 3 && step == 2) return run_in_registers(r, is_max, 3, 2);
     if (count == 4 && step == 4) return run_in_registers(r, is_max, 4, 4);
     return 0;
