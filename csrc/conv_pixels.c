@@ -68,6 +68,10 @@ void FC_NAME(fc_pixels_block)(fc_pixels *p) {
     while (copy_bytes(p) > COPY_BYTES && p->box[1] > 2 * k->nr) p->box[1] = ceil_div(p->box[1], 2);
     while (box_tasks(p) < p->min_tasks && p->box[0] * p->box[1] > 8 * k->nr && p->box[0] > 1)
         p->box[0] = ceil_div(p->box[0], 2);
+    p->in_place = l->in_stride[4] == 1 && l->taps > 0;
+    for (int a = 0; a < 3; a++)
+        if (l->step[a] != 1 || p->span[a] != 1 || p->low[a] < 0 || p->low[a] + l->out_size[a] > l->in_size[a])
+            p->in_place = 0;
     p->panels_per_task = max64(p->panels, 1);
     while (p->panels_per_task > 1 && box_tasks(p) * ceil_div(p->panels, p->panels_per_task) < p->min_tasks)
         p->panels_per_task = ceil_div(p->panels_per_task, 2);
@@ -149,16 +153,22 @@ static int64_t tap_offset(const fc_pixels *p, const int64_t *tap) {
     return plane * p->held[0] * p->held[1] * p->held[2] + at;
 }
 
+/* Where a box is read: in the copy or, where it holds all that a tile of whole vectors reads, in the input. */
+typedef struct {
+    const real *at;
+    int64_t plane, pitch; /* between channels, between rows */
+} source;
+
 /* The terms of pixel 0 and of the panel at `weights` for each chunk of a phase, one after the other. */
-static int64_t terms_of(const fc_pixels *p, const fc_lattice *phase, const real *weights, const real *copy,
+static int64_t terms_of(const fc_pixels *p, const fc_lattice *phase, const real *weights, const source *s,
                         fc_term *terms) {
     const int64_t mr = ((const fc_kernels *)p->l.kernels)->mr;
     int64_t n = 0, room = p->chunk;
     for (int64_t t = 0; t < phase->taps; t++) {
-        const real *from = copy + tap_offset(p, phase->tap_at + 3 * t);
+        const real *from = s->at + tap_offset(p, phase->tap_at + 3 * t);
         for (int64_t c = 0, count; c < p->l.in_channels; c += count) {
             count = min64(p->l.in_channels - c, room);
-            terms[n++] = (fc_term){weights, from + c * p->plane, count};
+            terms[n++] = (fc_term){weights, from + c * s->plane, count};
             weights += count * mr;
             room -= count;
             if (room == 0) room = p->chunk;
@@ -168,10 +178,10 @@ static int64_t terms_of(const fc_pixels *p, const fc_lattice *phase, const real 
 }
 
 /* The sums of one phase for `m` channels and `n` pixels, those of a channel `ldc` behind those of the one before. */
-static void tile_of(const fc_pixels *p, const fc_term *terms, int64_t n_terms, int64_t a_shift, int64_t b_shift, int m,
-                    int64_t n, const real *bias, real *to, int64_t ldc) {
+static void tile_of(const fc_pixels *p, const fc_term *terms, int64_t n_terms, int64_t ldb, int64_t a_shift,
+                    int64_t b_shift, int m, int64_t n, const real *bias, real *to, int64_t ldc) {
     const fc_kernels *k = p->l.kernels;
-    fc_gemm g = {.a_shift = a_shift, .b_shift = b_shift, .lda = k->mr, .ldb = p->plane, .ldc = ldc, .c = to, .n = n};
+    fc_gemm g = {.a_shift = a_shift, .b_shift = b_shift, .lda = k->mr, .ldb = ldb, .ldc = ldc, .c = to, .n = n};
     int64_t i = 0;
     do {
         int64_t sum = 0;
@@ -184,12 +194,12 @@ static void tile_of(const fc_pixels *p, const fc_term *terms, int64_t n_terms, i
 }
 
 /* The same, to where the sums are wanted. */
-static void tile_in_place(const fc_pixels *p, const fc_term *terms, int64_t n_terms, int64_t a_shift, int64_t b_shift,
-                          int m, int64_t n, const real *bias, real *to) {
+static void tile_in_place(const fc_pixels *p, const fc_term *terms, int64_t n_terms, int64_t ldb, int64_t a_shift,
+                          int64_t b_shift, int m, int64_t n, const real *bias, real *to) {
     const int64_t ldc = p->l.out_stride[1];
     for (int c = 0; c < m; c++) /* stores would otherwise wait for memory at the end */
         for (int64_t i = 0; i < n; i += LINE_BYTES / (int64_t)sizeof(real)) __builtin_prefetch(to + c * ldc + i, 1);
-    tile_of(p, terms, n_terms, a_shift, b_shift, m, n, bias, to, ldc);
+    tile_of(p, terms, n_terms, ldb, a_shift, b_shift, m, n, bias, to, ldc);
 }
 
 int FC_NAME(fc_pixels_run)(const fc_pixels *p, const void *in_, const void *packed_, const void *bias_, void *out_,
@@ -218,40 +228,48 @@ int FC_NAME(fc_pixels_run)(const fc_pixels *p, const void *in_, const void *pack
     const int64_t group = i % l->groups, image = i / l->groups;
     const int64_t out_at = image * l->out_stride[0] + group * l->out_channels * l->out_stride[1] +
                            from[0] * l->out_stride[2] + from[1] * l->out_stride[3] + from[2] * l->out_stride[4];
-    copy_in(p, (const real *)in_ + l->in_offset + image * l->in_stride[0] + group * l->in_channels * l->in_stride[1],
-            at, copy);
+    const real *in = (const real *)in_ + l->in_offset + image * l->in_stride[0] +
+                     group * l->in_channels * l->in_stride[1];
+    source s = {.at = copy, .plane = p->plane, .pitch = p->held[2]};
+    const int64_t row = count[1] > 1 ? l->in_stride[3] : count[2];
+    if (p->in_place && row >= count[2] && 16 * row <= 17 * count[2] && (count[1] - 1) * row + count[2] >= k->nr)
+        s = (source){in + at[0] * l->in_stride[2] + at[1] * l->in_stride[3] + at[2], l->in_stride[1], row};
+    else
+        copy_in(p, in, at, copy);
 
     const real *weights = (const real *)packed_ + (group * p->panels + first_panel) * p->panel_size;
     for (int64_t f = 0; f < p->n_phases; f++) {
-        n_terms[f] = terms_of(p, p->phases + f, weights, copy, terms + f * p->max_terms);
+        n_terms[f] = terms_of(p, p->phases + f, weights, &s, terms + f * p->max_terms);
         weights += p->phases[f].taps * l->in_channels * k->mr;
     }
 
-    /* Pixels lie side by side in the copy, with `pitch` - count[2] between rows that are nobody's. */
-    const int64_t pitch = p->held[2], pixels = (count[1] - 1) * pitch + count[2];
+    /* Pixels lie side by side, with `pitch` - count[2] between rows that are nobody's.  Where they are read in place, the
+     * last tile overlaps the one before. */
+    const int64_t pitch = s.pitch, pixels = (count[1] - 1) * pitch + count[2];
     fc_pixels_out g = {.tile_step = k->mr * k->nr, .phases = p->n_phases, .n = n, .to = to, .step = l->out_stride[4]};
     g.channel_step = l->out_stride[1];
     /* Tiles of one phase go to the output at once, but for those that reach into the next row.  None does, if vectors fit
      * into a row. */
     const int in_place = p->n_phases == 1 && l->out_stride[4] == 1;
-    const int by_rows = in_place && 16 * align_to(count[2], k->vl) <= 17 * pitch;
+    const int by_rows = in_place && s.at == copy && 16 * align_to(count[2], k->vl) <= 17 * pitch;
     for (int64_t panel = first_panel; panel < last_panel; panel++) {
         const int64_t channel = panel * p->height;
         const real *bias = bias_ ? (const real *)bias_ + group * l->out_channels + channel : NULL;
         const int64_t a_shift = (panel - first_panel) * p->panel_size;
         g.channels = min64(p->height, l->out_channels - channel);
         for (int64_t pixel = 0, lanes; pixel < pixels; pixel += lanes) {
-            const int64_t at_column = pixel % pitch, left = count[2] - at_column;
             lanes = min64(k->nr, pixels - pixel);
+            if (s.at != copy) lanes = align_to(lanes, k->vl), pixel = min64(pixel, pixels - lanes);
+            const int64_t at_column = pixel % pitch, left = count[2] - at_column;
             if (by_rows || (in_place && lanes <= left)) {
-                tile_in_place(p, terms, *n_terms, a_shift, pixel, (int)g.channels, min64(lanes, left), bias,
+                tile_in_place(p, terms, *n_terms, s.plane, a_shift, pixel, (int)g.channels, min64(lanes, left), bias,
                               (real *)out_ + p->phases->out_offset + out_at + channel * l->out_stride[1] +
                                   pixel / pitch * l->out_stride[3] + at_column);
                 if (by_rows && left <= k->nr) lanes = pitch - at_column;
                 continue;
             }
             for (int64_t f = 0; f < p->n_phases; f++)
-                tile_of(p, terms + f * p->max_terms, n_terms[f], a_shift, pixel, (int)g.channels,
+                tile_of(p, terms + f * p->max_terms, n_terms[f], s.plane, a_shift, pixel, (int)g.channels,
                         align_to(lanes, k->vl), bias, tile + f * g.tile_step, k->nr);
             for (int64_t lane = 0, run; lane < lanes; lane += run) { /* rows of the output */
                 const int64_t row = (pixel + lane) / pitch, column = (pixel + lane) % pitch;

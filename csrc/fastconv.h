@@ -140,6 +140,8 @@ int fc_direct_raw_run(const fc_direct_raw *p, const void *in, const void *w, con
  *      any strides    padding zero, by their residues          mr channels x nr pixels; a tile runs on from one row
  *                     modulo step                              of outputs to the next
  *
+ * Where all taps lie at one position, the input itself takes the place of the copy.
+ *
  * `phases` are lattices that differ in their taps, along the width in out_size, and in out_offset: those of a strided
  * data gradient that write the same rows.  A task is a box of outputs of one slice, image and group times a range of
  * weight panels. */
@@ -153,6 +155,7 @@ typedef struct {
     int64_t box[2];                /* rows, columns */
     int64_t residues[3], held[3];  /* of the copy: residues that are needed, positions for each */
     int64_t plane, copy;           /* elements of a channel of the copy, of all */
+    int in_place;                  /* taps lie at one position, rows of the input side by side: nothing to copy */
     int64_t chunk, panels, height; /* height: out channels of a panel */
     int64_t panel_size;            /* elements of the weights of a panel, of all phases */
     int64_t panels_per_task, panel_blocks, max_terms;
