@@ -51,9 +51,45 @@ FC_INLINE void vstore(real *p, vec v) { memcpy(p, &v, sizeof v); }
 
 FC_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* With AVX-512, loads and stores of some lanes, side by side or every second, are instructions. */
+#if defined(__AVX512F__) && FC_VBYTES == 64 && !defined(FC_EMULATE)
+#include <immintrin.h>
+#define FC_MASKED 1
+#ifdef FC_F32
+typedef __mmask16 lane_mask;
+FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
+FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_ps(p, m, (__m512)v); }
+#else
+typedef __mmask8 lane_mask;
+FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz_loadu_pd(m, p); }
+FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_pd(p, m, (__m512d)v); }
+#endif
+FC_INLINE lane_mask first_lanes(int64_t n) { return (lane_mask)(n <= 0 ? 0 : n >= VL ? -1 : (1 << n) - 1); }
+FC_INLINE vec load_masked(const real *p, int64_t n) { return load_chosen(p, first_lanes(n)); }
+FC_INLINE void store_masked(real *p, int64_t n, vec v) { store_chosen(p, first_lanes(n), v); }
+FC_INLINE vec load_seconds(const real *p, int64_t n) {
+    mask even = {0};
+    FC_UNROLL for (int i = 0; i < VL; i++) even[i] = 2 * i;
+    return __builtin_shuffle(load_masked(p, 2 * n - 1), load_masked(p + VL, 2 * n - 1 - VL), even);
+}
+FC_INLINE void store_seconds(real *p, int64_t n, vec v) {
+    mask twice = {0};
+    FC_UNROLL for (int i = 0; i < VL; i++) twice[i] = i / 2;
+    const lane_mask even = (lane_mask)0x5555;
+    store_chosen(p, even & first_lanes(2 * n), __builtin_shuffle(v, twice));
+    store_chosen(p + VL, even & first_lanes(2 * n - VL), __builtin_shuffle(v, twice + VL / 2));
+}
+#else
+#define FC_MASKED 0
+#endif
+
 /* The first `lanes` lanes are p[0], p[step], ...; the others are 0. */
 FC_INLINE vec load_lanes(const real *p, int64_t step, int64_t lanes) {
     if (step == 1 && lanes == VL) return vload(p);
+#if FC_MASKED
+    if (step == 1) return load_masked(p, lanes);
+    if (step == 2) return load_seconds(p, lanes);
+#endif
     real v[VL] = {0};
     for (int64_t i = 0; i < lanes; i++) v[i] = p[i * step];
     return vload(v);
@@ -64,6 +100,16 @@ FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
         vstore(p, v);
         return;
     }
+#if FC_MASKED
+    if (step == 1) {
+        store_masked(p, lanes, v);
+        return;
+    }
+    if (step == 2) {
+        store_seconds(p, lanes, v);
+        return;
+    }
+#endif
     real from[VL];
     vstore(from, v);
     for (int64_t i = 0; i < lanes; i++) p[i * step] = from[i];
@@ -71,7 +117,7 @@ FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
 
 /* The same with fewer loads and stores for few lanes side by side. */
 FC_INLINE vec load_few(const real *p, int64_t lanes) {
-    if (lanes == VL) return vload(p);
+    if (lanes == VL || FC_MASKED) return load_lanes(p, 1, lanes);
     real v[VL] = {0};
     int64_t done = 0;
     FC_UNROLL for (int piece = VL / 2; piece > 0; piece /= 2) if (lanes & piece) {
@@ -82,7 +128,7 @@ FC_INLINE vec load_few(const real *p, int64_t lanes) {
 }
 
 FC_INLINE void store_few(real *p, int64_t step, int64_t lanes, vec v) {
-    if (step != 1 || lanes == VL) {
+    if (step != 1 || lanes == VL || FC_MASKED) {
         store_lanes(p, step, lanes, v);
         return;
     }

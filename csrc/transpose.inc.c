@@ -34,7 +34,9 @@ FC_INLINE void FC_NAME(transpose_square)(vec r[VL]) {
 #endif
 }
 
-/* Whole squares; the last one overlaps the one before. */
+enum { FEW = 4 }; /* pixels that are not worth a square */
+
+/* Whole squares, the last of which overlaps the one before; or squares that are not full. */
 static __attribute__((noinline)) void channels_in(const real *from, int64_t channel_stride, int64_t x_stride,
                                                   int64_t channels, int64_t width, real *to, int64_t ld) {
     if (x_stride == 1 && width >= VL && (channels >= VL || ld >= VL)) {
@@ -44,6 +46,18 @@ static __attribute__((noinline)) void channels_in(const real *from, int64_t chan
     FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < channels ? vload(from + i * channel_stride + x) : (vec){0};
             FC_NAME(transpose_square)(r);
             FC_UNROLL for (int i = 0; i < VL; i++) vstore(to + (x + i) * ld, r[i]);
+        }
+        return;
+    }
+    if (FC_MASKED && x_stride <= 2 && x_stride > 0 && width >= FEW && (channels >= VL || ld >= VL)) {
+        for (int64_t x = 0; x < width; x += VL) {
+            const int64_t n = lesser(width - x, VL);
+            vec r[VL];
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < channels
+                                                          ? load_lanes(from + i * channel_stride + x * x_stride, x_stride, n)
+                                                          : (vec){0};
+            FC_NAME(transpose_square)(r);
+            FC_UNROLL for (int i = 0; i < VL; i++) if (i < n) vstore(to + (x + i) * ld, r[i]);
         }
         return;
     }
@@ -61,6 +75,17 @@ static void channels_out(const real *from, int64_t ld, int64_t channels, int64_t
     FC_UNROLL for (int i = 0; i < VL; i++) r[i] = vload(from + (x + i) * ld);
             FC_NAME(transpose_square)(r);
             FC_UNROLL for (int i = 0; i < VL; i++) if (i < channels) vstore(to + i * channel_stride + x, r[i]);
+        }
+        return;
+    }
+    if (FC_MASKED && x_stride <= 2 && x_stride > 0 && width >= FEW) {
+        for (int64_t x = 0; x < width; x += VL) {
+            const int64_t n = lesser(width - x, VL);
+            vec r[VL];
+    FC_UNROLL for (int i = 0; i < VL; i++) r[i] = i < n ? vload(from + (x + i) * ld) : (vec){0};
+            FC_NAME(transpose_square)(r);
+            FC_UNROLL for (int i = 0; i < VL; i++) if (i < channels)
+                store_lanes(to + i * channel_stride + x * x_stride, x_stride, n, r[i]);
         }
         return;
     }
