@@ -116,29 +116,49 @@ static void copy_row(const fc_lattice *l, const real *row, int64_t x, int64_t co
     const real *from = row + x * l->in_stride[4];
     if (stride == 1)
         memcpy(to + low, from + low, (size_t)(high - low) * sizeof(real));
-    else if (stride == 2) /* which compilers make vectors of */
-        for (int64_t i = low; i < high; i++) to[i] = from[2 * i];
     else
         for (int64_t i = low; i < high; i++) to[i] = from[i * stride];
     for (int64_t i = high; i < count; i++) to[i] = 0;
 }
 
+/* The same for both residues of step 2 at once. */
+static void deal_row(const real *restrict row, int64_t size, int64_t x, int64_t count, real *restrict even,
+                     real *restrict odd) {
+    const int64_t low = min64(ceil_div(max64(-x, 0), 2), count),
+                  high = max64(min64(max64(size - x, 0) / 2, count), low);
+    for (int64_t i = 0; i < count; i++) { /* at the ends */
+        if (i == low) i = high;
+        if (i >= count) break;
+        const int64_t at = x + 2 * i;
+        even[i] = at >= 0 && at < size ? row[at] : 0;
+        odd[i] = at + 1 >= 0 && at + 1 < size ? row[at + 1] : 0;
+    }
+    for (int64_t i = low; i < high; i++) even[i] = row[x + 2 * i], odd[i] = row[x + 2 * i + 1];
+}
+
 /* copy[channel][residues][slice][row][column], zeros in the padding; `at` is the input position of the first. */
 static void copy_in(const fc_pixels *p, const real *in, const int64_t at[3], real *copy) {
     const fc_lattice *l = &p->l;
-    const int64_t *n = p->held, *s = l->step;
+    const int64_t *n = p->held, *s = l->step, residue = n[0] * n[1] * n[2];
+    const int dealt = s[2] == 2 && p->residues[2] == 2 && l->in_stride[4] == 1;
     for (int64_t c = 0; c < l->in_channels; c++, in += l->in_stride[1]) {
         real *to = copy + c * p->plane;
         for (int64_t rz = 0; rz < p->residues[0]; rz++)
             for (int64_t ry = 0; ry < p->residues[1]; ry++)
-                for (int64_t rx = 0; rx < p->residues[2]; rx++)
-                    for (int64_t i = 0; i < n[0] * n[1]; i++, to += n[2]) {
-                        const int64_t z = at[0] + i / n[1] * s[0] + rz, y = at[1] + i % n[1] * s[1] + ry;
-                        if (z < 0 || z >= l->in_size[0] || y < 0 || y >= l->in_size[1])
-                            memset(to, 0, (size_t)n[2] * sizeof(real));
-                        else
-                            copy_row(l, in + z * l->in_stride[2] + y * l->in_stride[3], at[2] + rx, n[2], to);
-                    }
+                for (int64_t rx = 0; rx < p->residues[2]; rx += 1 + dealt, to += dealt ? residue : 0)
+                    for (int64_t i = 0; i < n[0]; i++)
+                        for (int64_t j = 0; j < n[1]; j++, to += n[2]) {
+                            const int64_t z = at[0] + i * s[0] + rz, y = at[1] + j * s[1] + ry;
+                            const int outside = z < 0 || z >= l->in_size[0] || y < 0 || y >= l->in_size[1];
+                            const real *row = in + z * l->in_stride[2] + y * l->in_stride[3];
+                            if (outside) {
+                                memset(to, 0, (size_t)n[2] * sizeof(real));
+                                if (dealt) memset(to + residue, 0, (size_t)n[2] * sizeof(real));
+                            } else if (dealt)
+                                deal_row(row, l->in_size[2], at[2], n[2], to, to + residue);
+                            else
+                                copy_row(l, row, at[2] + rx, n[2], to);
+                        }
     }
 }
 

@@ -15,8 +15,8 @@ from fastconv.config import Settings, settings, token
 from fastconv.problem import ConvProblem
 from fastconv.tables import human
 
-# Below this many multiply-accumulates (about 50 µs on one core) a second thread costs more than it brings.
-SMALL = 1_500_000
+# Below this many multiply-accumulates (10 to 50 µs on one core) a second thread costs more than it brings.
+SMALL = 1_000_000
 # The same where loads and stores are most of the work.
 SMALL_CHANNELWISE = 400_000
 # Parts into which Winograd cuts a kernel; bytes of its transformed weights beyond 4 times the weights (8 times in 3D).
