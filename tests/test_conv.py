@@ -3,6 +3,8 @@
 What the kernels compute is in test_matrix_conv; that PyTorch's calls work in test_opinfo.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from cases import CONVS
@@ -11,7 +13,7 @@ from tolerance import assert_close
 import fastconv
 from fastconv import functional
 from fastconv.arrays import memory_order
-from fastconv.backends import cpu, lattice, reference
+from fastconv.backends import _cpu, cpu, lattice, reference
 from fastconv.plan import plan_for
 from fastconv.problem import conv_problem
 
@@ -361,3 +363,59 @@ def test_the_choice_does_not_depend_on_the_threads(op):
                         plan = plan_for(problem, op)
                         chosen.add((plan.algorithm, plan.variant))
                 assert len(chosen) == 1, (channels, size, chosen)
+
+
+# --------------------------------------------------------------------------------------------------
+# Lanes of pixels, and what threads get
+# --------------------------------------------------------------------------------------------------
+
+
+def reference_conv(*args):
+    with fastconv.config(algorithm="reference"):
+        return functional.conv(*args)
+
+
+def surrounded(x):
+    """The values of x in rows with a NaN behind each."""
+    wide = np.full((*x.shape[:-1], x.shape[-1] + 1), np.nan, x.dtype)
+    wide[..., :-1] = x
+    return wide[..., :-1]
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
+@pytest.mark.parametrize("stride", [1, 2])
+def test_few_inputs_are_copied_for_lanes_of_pixels(isa, stride):
+    """Tiles of a row go to the output at once, where vectors fit; panels of output channels are of even height."""
+    for width, channels, out_channels in itertools.product((15, 16, 31, 33, 48, 50), (1, 3), (1, 7, 13, 15, 29)):
+        x, w, b = normal(width, (2, channels, 7, width), (out_channels, channels, 3, 3), (out_channels,))
+        expected = reference_conv(x, w, b, stride, 1)
+        out = np.full(expected.shape, np.nan, np.float32)
+        with fastconv.config(isa=isa, algorithm="direct"):
+            functional.conv(surrounded(x), w, b, stride, 1, out=out)
+        assert_close(out, expected, 9 * channels)
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
+@pytest.mark.parametrize("size", [(5,), (33,), (4, 9), (6, 16), (7, 31), (3, 5, 7)])
+def test_phases_of_one_tap_read_their_inputs_in_place(isa, size):
+    """Nothing is copied if rows lie side by side; the last tile overlaps the one before."""
+    x, b = normal(0, (2, 5, *size), (6,))
+    w = normal(1, (5, 6) + (2,) * len(size))[0]
+    with fastconv.config(algorithm="reference"):
+        expected = functional.conv_transpose(x, w, b, 2)
+    for given in (x, surrounded(x)):
+        out = np.full(expected.shape, np.nan, np.float32)
+        with fastconv.config(isa=isa):
+            functional.conv_transpose(given, w, b, 2, out=out)
+        assert_close(out, expected, 5)
+
+
+@pytest.mark.parametrize(("threads", "order"), [(2, "contiguous"), (2, "channels_last"), (4, "channels_last")])
+@pytest.mark.parametrize("pixels", [28, 56, 100, 112])
+def test_threads_get_as_many_tasks(pixels, threads, order):
+    """13 tasks would be 7 for one of two threads."""
+    x, w = normal(0, (1, 64, pixels, pixels), (96, 64, 1, 1))
+    if order == "channels_last":
+        x = fastconv.to_channels_last(x)
+    with fastconv.config(threads=threads):
+        assert plan_for(conv_problem(x, w), "conv").engine.tasks % threads == 0

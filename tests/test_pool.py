@@ -359,18 +359,28 @@ def test_memory_orders_agree(shape, kernel, stride, padding, dtype):
 
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())
-def test_maxima_of_three_columns_two_apart(isa):
-    """Long rows of contiguous memory are pooled in registers, the windows over the padding with them."""
+@pytest.mark.parametrize("stride", [1, 2])
+def test_rows_of_three_columns(isa, stride):
+    """Rows of contiguous memory are pooled in registers, several a call, the windows over the padding with them."""
     rng = np.random.default_rng(0)
-    widths = (*range(32, 37), *range(63, 67), *range(100, 104), 113, 131)
-    for width, padding, size in itertools.product(widths, (0, 1), ((5,), (3, 4))):
+    widths = (16, 18, *range(24, 28), *range(32, 37), *range(63, 67), *range(100, 104), 113)
+    for width, padding, size in itertools.product(widths, (0, 1, (0, 1), (1, 0)), ((5,), (3, 4))):
+        last = padding if isinstance(padding, tuple) else (padding, padding)
+        pads = ((1, 1),) * len(size) + (last,)
         x = rng.integers(-3, 4, (1, 9, *size, width)).astype(np.float32)
+        x_last = to_channels_last(x)
+        kernels = (3, (2,) * len(size) + (3,))
+        for kernel, with_padding in itertools.product(kernels, (True, False)):
+            with config(isa=isa, threads=1):
+                y = F.avg_pool(x, kernel, stride, pads, count_include_pad=with_padding)
+                assert_close(y, F.avg_pool(x_last, kernel, stride, pads, count_include_pad=with_padding), 27)
         x[0, 1].flat[::5] = np.nan
         x[0, 2] = -np.inf
-        for kernel in (3, (2,) * len(size) + (3,)):
+        x_last = to_channels_last(x)
+        for kernel in kernels:
             with config(isa=isa, threads=1):
-                y = F.max_pool(x, kernel, 2, padding)
-                np.testing.assert_array_equal(y, F.max_pool(to_channels_last(x), kernel, 2, padding))
+                y = F.max_pool(x, kernel, stride, pads)
+                np.testing.assert_array_equal(y, F.max_pool(x_last, kernel, stride, pads))
 
 
 POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
