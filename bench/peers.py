@@ -41,6 +41,15 @@ class Case:
     dy: np.ndarray
 
 
+def aligned(a: np.ndarray) -> np.ndarray:
+    """A copy that begins at a cache line, as what these libraries allocate does, and what NumPy allocates may not."""
+    memory = np.empty(a.nbytes + 64, np.uint8)
+    at = -memory.ctypes.data % 64
+    copy = memory[at:at + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
 def make_case(row: Row, direction: str = "fwd", threads: int = 1, order: str = "contiguous") -> Case:
     """Draw normal data, the same for each order; weights such that outputs have a variance of about 1."""
     if direction == "wgrad" and row.op in POOLS:
@@ -53,7 +62,9 @@ def make_case(row: Row, direction: str = "fwd", threads: int = 1, order: str = "
     w = np.asarray(normal(row.w_shape) / np.float32(math.prod(row.w_shape[1:]) ** 0.5))
     b, x, y, dy = (normal(shape) for shape in ((row.out_channels,), row.x_shape, row.y_shape, row.y_shape))
     if order == "channels_last":
-        x, y, dy = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y, dy))
+        x, y, dy = (np.moveaxis(aligned(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, y, dy))
+    else:
+        x, y, dy = map(aligned, (x, y, dy))
     return Case(row, direction, threads, order, x, w, b, y, dy)
 
 
