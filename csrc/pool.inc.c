@@ -191,6 +191,7 @@ FC_INLINE vec outputs_in_registers(const int is_max, const int count, const int 
         vec slice[4] = {{0}};
         for (int64_t h = 0; h < r->rows[1]; h++) {
             const real *row = from + d * r->wide_row[0] + h * r->wide_row[1];
+            FC_UNROLL for (int j = 0; j < loads; j++) __builtin_prefetch(row + at[j] + 2 * r->line_wide); /* rows are short */
             FC_UNROLL for (int j = 0; j < loads; j++)
                 slice[j] = h == 0 ? vload(row + at[j]) : reduce(is_max, slice[j], vload(row + at[j]));
         }

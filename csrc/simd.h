@@ -51,8 +51,9 @@ FC_INLINE void vstore(real *p, vec v) { memcpy(p, &v, sizeof v); }
 
 FC_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* With AVX-512, loads and stores of some lanes, side by side or every second, are instructions. */
-#if defined(__AVX512F__) && FC_VBYTES == 64 && !defined(FC_EMULATE)
+/* With AVX-512, loads and stores of some lanes, side by side or every second, are instructions (Clang has no shuffle by a
+ * computed mask). */
+#if defined(__AVX512F__) && FC_VBYTES == 64 && !defined(FC_EMULATE) && !defined(__clang__)
 #include <immintrin.h>
 #define FC_MASKED 1
 #ifdef FC_F32
@@ -65,12 +66,12 @@ FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz
 FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_pd(p, m, (__m512d)v); }
 #endif
 FC_INLINE lane_mask first_lanes(int64_t n) { return (lane_mask)(n <= 0 ? 0 : n >= VL ? -1 : (1 << n) - 1); }
-FC_INLINE vec load_masked(const real *p, int64_t n) { return load_chosen(p, first_lanes(n)); }
-FC_INLINE void store_masked(real *p, int64_t n, vec v) { store_chosen(p, first_lanes(n), v); }
+FC_INLINE vec load_first(const real *p, int64_t n) { return load_chosen(p, first_lanes(n)); }
+FC_INLINE void store_first(real *p, int64_t n, vec v) { store_chosen(p, first_lanes(n), v); }
 FC_INLINE vec load_seconds(const real *p, int64_t n) {
     mask even = {0};
     FC_UNROLL for (int i = 0; i < VL; i++) even[i] = 2 * i;
-    return __builtin_shuffle(load_masked(p, 2 * n - 1), load_masked(p + VL, 2 * n - 1 - VL), even);
+    return __builtin_shuffle(load_first(p, 2 * n - 1), load_first(p + VL, 2 * n - 1 - VL), even);
 }
 FC_INLINE void store_seconds(real *p, int64_t n, vec v) {
     mask twice = {0};
@@ -87,7 +88,7 @@ FC_INLINE void store_seconds(real *p, int64_t n, vec v) {
 FC_INLINE vec load_lanes(const real *p, int64_t step, int64_t lanes) {
     if (step == 1 && lanes == VL) return vload(p);
 #if FC_MASKED
-    if (step == 1) return load_masked(p, lanes);
+    if (step == 1) return load_first(p, lanes);
     if (step == 2) return load_seconds(p, lanes);
 #endif
     real v[VL] = {0};
@@ -102,7 +103,7 @@ FC_INLINE void store_lanes(real *p, int64_t step, int64_t lanes, vec v) {
     }
 #if FC_MASKED
     if (step == 1) {
-        store_masked(p, lanes, v);
+        store_first(p, lanes, v);
         return;
     }
     if (step == 2) {
