@@ -134,7 +134,8 @@ void fc_direct_raw_block(fc_direct_raw *p);
 int fc_direct_raw_run(const fc_direct_raw *p, const void *in, const void *w, const void *bias, void *out,
                       void *workspace, int64_t task);
 
-/* The same with lanes of pixels, for few output channels or for phases of a data gradient that lie side by side:
+/* The same with lanes of pixels, for few output channels, for few input channels in NCHW, or for phases of a data gradient
+ * that lie side by side:
  *
  *      input          copy, in L2: columns contiguous,         packed weights [r][mr] x rows of the copy, tiles of
  *      any strides    padding zero, by their residues          mr channels x nr pixels; a tile runs on from one row
