@@ -134,18 +134,36 @@ PRECISIONS = {"float32": ("float32", "auto"), "tf32": ("float32", "mma"), "float
               "bfloat16": ("bfloat16", "auto"), "float16_wgmma": ("float16", "wgmma")}
 
 
-def operands(row: Row, batch: int, order: str, sets: int, dtype: str) -> list[list[np.ndarray]]:
-    """x, w and dy of each set, the images in `order`."""
+def operands(row: Row, batch: int, order: str, sets: int, dtype: str, dry: bool) -> list[list[Any]]:
+    """x, w and dy of each set on the GPU, in `order`."""
+    if dry:
+        xp: Any = np
+        put = backend.provider().upload
+    else:
+        import cupy as xp
+
+        def put(a: Any) -> Any:
+            return a
     kind = backend.bfloat16() if dtype == "bfloat16" else np.dtype(dtype)
-    rng = np.random.default_rng(0)
-    result = []
-    for _ in range(sets):
-        x, w, dy = (rng.standard_normal(s, np.float32).astype(kind) for s in (
-            (batch, *row.x_shape[1:]), row.w_shape or (1,), (batch, *row.y_shape[1:])))
-        if order == "channels_last":
-            x, dy = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, dy))
-        result.append([x, w, dy])
-    return result
+    rng = xp.random.default_rng(0)
+
+    def draw(shape: tuple[int, ...]) -> Any:
+        if order == "channels_last" and len(shape) > 2:
+            return xp.moveaxis(rng.standard_normal((shape[0], *shape[2:], shape[1]), xp.float32).astype(kind), -1, 1)
+        return rng.standard_normal(shape, xp.float32).astype(kind)
+
+    shapes = (batch, *row.x_shape[1:]), row.w_shape or (1,), (batch, *row.y_shape[1:])
+    return [[put(draw(shape)) for shape in shapes] for _ in range(sets)]
+
+
+def by_turns(rows: list[Row]) -> list[Row]:
+    """The rows, one of each kind after the other, so that all kinds are there when the time is over."""
+    place: dict[str, int] = {}
+    turns = []
+    for row in rows:
+        place[row.kind] = place.get(row.kind, -1) + 1
+        turns.append(place[row.kind])
+    return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def passes(row: Row, sets: list[list[Any]], algorithm: str) -> dict[str, Callable[[int], Any]]:
@@ -212,9 +230,8 @@ def times_of(dry: bool, seconds: float, precision: str, dtype: str, algorithm: s
     if dry:
         rows = [min((r for r in rows if r.op == op), key=lambda r: math.prod(r.x_shape)) for op in dict.fromkeys(
             r.op for r in rows)]
-    put = backend.provider().upload
     for batch in (1,) if dry else (32, 256):
-        for row in rows:
+        for row in by_turns(rows):
             size = 4 * batch * (math.prod(row.x_shape[1:]) + math.prod(row.y_shape[1:]))
             if size > MOST_BYTES / SETS:
                 continue
@@ -222,7 +239,7 @@ def times_of(dry: bool, seconds: float, precision: str, dtype: str, algorithm: s
                 if time.monotonic() - start > seconds:
                     print(f"times: the time of {precision} is over; rows are missing")
                     return results
-                sets = [[put(a) for a in arrays] for arrays in operands(row, batch, order, 1 if dry else SETS, dtype)]
+                sets = operands(row, batch, order, 1 if dry else SETS, dtype, dry)
                 ours = passes(row, sets, algorithm)
                 theirs = {} if dry else torch_passes(row, sets, precision == "tf32")
                 for name, call in ours.items():

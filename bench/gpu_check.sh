@@ -2,8 +2,9 @@
 # Everything that only a GPU can tell, in one go: bench/gpu_check.sh OUT [PART...]
 #
 # From a bare checkout, with CuPy, PyTorch, Cython and a C compiler there and no network. Parts, each under ten minutes:
-# primitives, tests, sanitizer, times, times_mma (on tensor cores); all of them if none is named. Writes JSON and text to the folder OUT; the JSON is
-# to be committed under bench/results/. DRY_RUN=1 runs what needs no GPU, on the emulator of the tests.
+# primitives, tests, sanitizer, times, times_mma (on tensor cores); all of them if none is named. Writes JSON and text to the
+# folder OUT; the JSON is to be committed under bench/results/. SECONDS_OF_TIMES is how long each part of times may take.
+# DRY_RUN=1 runs what needs no GPU, on the emulator of the tests.
 set -uo pipefail
 
 out=${1:?usage: bench/gpu_check.sh OUT [PART...]}
@@ -22,7 +23,7 @@ part() { # part NAME COMMAND...
 }
 pytest_gpu() { python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py "$@"; }
 timed() { # timed FILE PRECISION...
-    python bench/gpu_check.py times --out "$1" --precisions "${@:2}" $dry
+    python bench/gpu_check.py times --out "$1" --precisions "${@:2}" --seconds "${SECONDS_OF_TIMES:-540}" $dry
 }
 sanitized() {
     for tool in memcheck racecheck; do
