@@ -151,7 +151,8 @@ class CupyProvider:
             raise RuntimeError(f"fastconv: {HOW_TO_GET_CUPY} (CuPy {cupy.__version__} finds no GPU)")
         self._cupy = cupy
         self._functions: dict[tuple[int, Kernel], Any] = {}
-        self._attributes: dict[int, dict[str, Any]] = {}
+        self._multiprocessors: dict[int, int] = {}  # CuPy asks the driver for all attributes each time
+        self._capabilities: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def is_array(self, obj: object) -> bool:
@@ -173,10 +174,17 @@ class CupyProvider:
         return self._cupy.asarray(array)
 
     def multiprocessors(self) -> int:
-        return self._attribute("MultiProcessorCount")
+        device = self._cupy.cuda.runtime.getDevice()
+        if device not in self._multiprocessors:
+            self._multiprocessors[device] = int(self._cupy.cuda.Device(device).attributes["MultiProcessorCount"])
+        return self._multiprocessors[device]
 
     def capability(self) -> tuple[int, int]:
-        return self._attribute("ComputeCapabilityMajor"), self._attribute("ComputeCapabilityMinor")
+        device = self._cupy.cuda.runtime.getDevice()
+        if device not in self._capabilities:
+            digits = self._cupy.cuda.Device(device).compute_capability
+            self._capabilities[device] = int(digits[:-1]), int(digits[-1])
+        return self._capabilities[device]
 
     def name(self) -> str:
         return str(self._cupy.cuda.runtime.getDeviceProperties(self._cupy.cuda.runtime.getDevice())["name"].decode())
@@ -193,12 +201,6 @@ class CupyProvider:
         end.record()
         end.synchronize()
         return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3 / _CALLS
-
-    def _attribute(self, name: str) -> int:
-        device = self._cupy.cuda.runtime.getDevice()
-        if device not in self._attributes:  # CuPy asks the driver for all of them each time
-            self._attributes[device] = dict(self._cupy.cuda.Device(device).attributes)
-        return int(self._attributes[device][name])
 
     def tensor_map(self, array: Any, layout: TensorMap) -> Any:
         from fastconv.backends.cuda import driver
