@@ -17,7 +17,6 @@ inline float sqrt(float x) { return __builtin_sqrtf(x); }
 #define __host__
 #define __constant__ static const
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define threadIdx (emu::self->tid)
