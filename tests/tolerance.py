@@ -20,6 +20,9 @@ _POINTS = {
 # The weight gradient takes taps from tiles of dy; its sums in registers are of at most so many tiles.
 _GRADIENT_TILES = {2: (4,), 3: (2, 3, 4, 5, 6), 5: (2,)}
 _TILES_OF_A_SUM = 64
+# Of a sum on tensor cores: products (of TF32) that are added at once, and what their cuts make of the rms; see below.
+_PRODUCTS = 8
+_CUT = 0.36 * 5 / 3**0.5
 
 
 def amplification(points: tuple[float, ...], outputs: int, taps: int) -> float:
@@ -73,6 +76,16 @@ def tolerance(
         above, over at most 64 tiles in registers and then over those sums, but its errors are those of products that
         are larger by `amplification` for each axis; the transforms before and after round some times more, which
         counts as four more terms of the sum for each axis.
+        ``"tensor cores"``, those of a GPU with sums in float32, do not round to nearest (Fasi, Higham, Mikaitis,
+        Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ CS 2021): they cut off. Products that lose their
+        last bits where they are aligned have any sign, so that their errors add up as above, but are of a whole
+        eps instead of its half: that takes the factor of two. The sum itself loses bits toward zero each time that 8
+        products have been added, m = n / 8 times, so that these errors do not cancel: half a last bit on average,
+        which is 0.36 * eps of a partial sum (eps / 2 of its power of two, whose ratio to the sum is 0.72 on
+        average). Partial sums are a random walk to sqrt(n); added up they have the standard deviation
+        m * sqrt(n) / sqrt(3), and the worst of a million is 5 of those out. Relative to the rms the loss
+        is 0.36 * eps * 5 / sqrt(3) * m = 1.04 * eps * m, as m cuts are close to their average. One product too few
+        is above this bound for n < 10**5.
     ndim, taps
         Number of spatial axes, and taps along each, for Winograd.
     """
@@ -87,7 +100,8 @@ def tolerance(
         outputs = max(4, *map(int, (tile or _LARGEST[ndim][1:]).split("_")[0].split("x")))
         larger = amplification(_POINTS[outputs + 2], outputs, 3) / amplification(_POINTS[6], 4, 3)
         return _WINOGRAD[ndim] * larger**ndim * eps / float(np.finfo(np.float32).eps)
-    return eps * (4 + 2 * max(reduction_length, 1) ** 0.5)
+    cut = _CUT * reduction_length / _PRODUCTS if algorithm == "tensor cores" else 0
+    return eps * (4 + 2 * max(reduction_length, 1) ** 0.5 + cut)
 
 
 def spacing(dtype: object) -> float:
