@@ -74,8 +74,8 @@ def run_primitives() -> dict[str, Any]:
     try:
         provider = backend.provider()
         d, bits = provider.empty((3, 32, 4), np.float32), provider.empty((352,), np.uint32)
-        provider.launch(Kernel("primitives.cu", "primitives", (("FC_DTYPE", 0),)), (1,), (32,),
-                        (provider.upload(a), provider.upload(b), d, bits), 512)
+        provider.launcher(Kernel("primitives.cu", "primitives", (("FC_DTYPE", 0),)), (1,), (32,), (), 512)(
+            provider.upload(a), provider.upload(b), d, bits)
     finally:
         backend.source_text = original
     return {"sums": to_host(d).ravel().tolist(), "bits": to_host(bits).tolist()}

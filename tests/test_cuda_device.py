@@ -19,7 +19,9 @@ from fastconv import functional
 from fastconv.arrays import as_array, check_out, empty, memory_order, on_device, to_channels_last
 from fastconv.backends import cuda, reference
 from fastconv.backends.cuda import device as backend
-from fastconv.backends.cuda.device import Kernel
+from fastconv.backends.cuda import driver
+from fastconv.backends.cuda.device import CupyProvider, Kernel, TensorMap
+from fastconv.backends.cuda.launches import LATTICE
 
 HAS_CUPY = importlib.util.find_spec("cupy") is not None
 
@@ -156,7 +158,7 @@ def run_planted(monkeypatch, flags, write=WRITE, barrier="__syncthreads();", n=6
     kernel = Kernel(f"planted{abs(hash(text))}.cu", "sum", (("FC_DTYPE", 0),))
     x, y = device(np.ones(n, np.float32)), device(np.zeros(n, np.float32))
     with emulated(flags) as provider:
-        provider.launch(kernel, (1,), (n,), args or (x, y, np.int32(n)), n * 4)
+        provider.launcher(kernel, (1,), (n,), (np.int32(n),) if args is None else args, n * 4)(x, y)
     return host(y)
 
 
@@ -187,13 +189,12 @@ def test_mistakes_are_reported(monkeypatch, planted, message):
 
 
 def test_arguments_of_another_size_are_reported(monkeypatch):
-    x, y = device(np.ones(64, np.float32)), device(np.zeros(64, np.float32))
     with pytest.raises(RuntimeError, match="argument 2 has another size"):
-        run_planted(monkeypatch, 0, args=(x, y, np.int64(64)))
+        run_planted(monkeypatch, 0, args=(np.int64(64),))
     with pytest.raises(RuntimeError, match="their number differs"):
-        run_planted(monkeypatch, 0, args=(x, y))
+        run_planted(monkeypatch, 0, args=())
     with pytest.raises(TypeError, match="handed a int"):
-        run_planted(monkeypatch, 0, args=(x, y, 64))
+        run_planted(monkeypatch, 0, args=(64,))
 
 
 # ---- what the host costs -----------------------------------------------------------------------------------------
@@ -230,6 +231,46 @@ def test_the_host_takes_less_than_20_us_for_a_call(name):
         call(*arrays)
         best = min(_seconds(lambda: call(*arrays), time.process_time) for _ in range(20))
     assert best < 20e-6, f"{best * 1e6:.1f} µs"
+
+
+def test_what_a_call_repeats_belongs_to_its_provider():
+    x, w = device(ones((1, 2, 4, 4))), device(ones((2, 2, 3, 3)))
+    for _ in range(2):
+        with emulated() as provider:
+            functional.conv(x, w)
+            assert len(provider.launched) == 1
+
+
+def test_maps_are_kept_by_address(monkeypatch):
+    made = []
+
+    def encode(address, dtype, layout):
+        made.append((address, dtype, layout))
+        return len(made)
+
+    monkeypatch.setattr(driver, "tensor_map", encode)
+    layout = TensorMap((64, 8), (128,), (64, 8))
+    map_of = CupyProvider.mapper(None, "float16", layout)  # which needs nothing of the provider
+    first, second = device(np.zeros(64, np.float16)), device(np.zeros(64, np.float16))
+    assert [map_of(a) for a in (first, second, first, second)] == [1, 2, 1, 2]
+    assert made[0] == (first.data.ptr, "float16", layout)
+    others = [device(np.zeros(64, np.float16)) for _ in range(70)]
+    for other in others:
+        map_of(other)
+    assert map_of(first) == 73  # they are not kept for ever
+
+
+def test_structures_are_passed_as_bytes():
+    """Of a structure with fields CuPy would ask for the whole description at each launch."""
+    s = np.zeros((), LATTICE)
+    s["batch"] = 3
+    passed = backend._as_bytes(s)
+    s["batch"] = 4
+    assert passed.dtype.names is None
+    assert passed.shape == ()
+    assert passed.tobytes() != s.tobytes()
+    assert passed.view(LATTICE)["batch"] == 3
+    assert backend._as_bytes(np.int32(5)) == 5
 
 
 def _seconds(call, clock, times=100):

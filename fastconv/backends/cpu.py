@@ -95,6 +95,26 @@ class Run:
         return np.maximum(y, 0, out=y) if self.plan.relu else y
 
 
+class WeightGradRun:
+    """A planned weight gradient, to be run many times."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, problem: ConvProblem, algorithm: str = "auto") -> None:
+        self.plan = plan_for(problem, "conv_weight_grad", algorithm)
+
+    def __call__(self, x: Array, dy: Array, *, out: Array | None = None) -> Array:
+        """Write dw to `out`, or return it in a new array."""
+        plan, problem = self.plan, self.plan.problem
+        if plan.engine is None:
+            return reference.conv_weight_grad(problem, x, dy, out=out)
+        if out is None:
+            out = empty(problem.w_shape, problem.dtype, problem.order)
+        if not plan.engine.run(x, dy, out, plan.threads):
+            plan_for(problem, "conv_weight_grad", FINITE_OR_NOT).engine.run(x, dy, out, plan.threads)
+        return out
+
+
 def conv(problem: ConvProblem, x: Array, w: Array, b: Array | None = None, *, out: Array | None = None,
          algorithm: str = "auto") -> Array:
     """y = conv(x, w) + b."""
@@ -110,14 +130,7 @@ def conv_input_grad(problem: ConvProblem, dy: Array, w: Array, *, out: Array | N
 def conv_weight_grad(problem: ConvProblem, x: Array, dy: Array, *, out: Array | None = None,
                      algorithm: str = "auto") -> Array:
     """dw from x and dy."""
-    plan = plan_for(problem, "conv_weight_grad", algorithm)
-    if plan.engine is None:
-        return reference.conv_weight_grad(problem, x, dy, out=out)
-    if out is None:
-        out = empty(problem.w_shape, problem.dtype, problem.order)
-    if not plan.engine.run(x, dy, out, plan.threads):
-        plan_for(problem, "conv_weight_grad", FINITE_OR_NOT).engine.run(x, dy, out, plan.threads)
-    return out
+    return WeightGradRun(problem, algorithm)(x, dy, out=out)
 
 
 def _contiguous(b: Array | None) -> Array | None:

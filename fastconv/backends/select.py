@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +34,7 @@ def training(op: str, *arrays: tuple[str, Array | None]) -> ModuleType:
 def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None, out: Any = None) -> Any:
     """What two calls have in common that need the same checks and the same plan; see `fastconv.backends._cpu.call_key`.
 
-    For arrays on a GPU too, without `out`.
+    For arrays on a GPU too, without `out`; what runs there was prepared by one provider.
     """
     if isinstance(a, np.ndarray):
         return _cpu.call_key(options, a, b, c, out)
@@ -41,9 +42,16 @@ def call_key(options: tuple[Any, ...], a: Any, b: Any = None, c: Any = None, out
         return None
     try:
         # 1, 1.0 and True are equal and hash alike; as bytes they differ. Version 2 writes equal objects alike.
-        return marshal.dumps(options, 2), _layout(a), _layout(b), _layout(c)
-    except (AttributeError, ValueError, TypeError):  # no arrays, or options of the user's own classes
+        return marshal.dumps(options, 2), _layout(a), _layout(b), _layout(c), _device().provider()
+    except (AttributeError, ValueError, TypeError, RuntimeError):  # no arrays, options of the user's classes, no GPU
         return None
+
+
+@cache
+def _device() -> ModuleType:
+    from fastconv.backends.cuda import device  # only now: most processes never see a GPU
+
+    return device
 
 
 def _layout(x: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -264,7 +263,7 @@ def conv_weight_grad(input: Any, weight_size: Sequence[int], grad_output: Any, s
     problem = conv_weight_grad_problem(x, size, dy, stride, padding, dilation, groups, out=out, op=op)
     if out is not None:
         check_out(out, problem.w_shape, x.dtype, "out", op, (x, dy))
-    run = partial(select.backend(op, ("input", x), ("grad_output", dy)).conv_weight_grad, problem, algorithm=algorithm)
+    run = select.backend(op, ("input", x), ("grad_output", dy)).WeightGradRun(problem, algorithm)
     if not alone:
         remember(_repeats, key, run, options[-1])
     return run(x, dy, out=out)

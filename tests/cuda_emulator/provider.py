@@ -140,10 +140,10 @@ class EmulatorProvider:
         x = np.asarray(SimpleNamespace(__array_interface__=interface, owner=obj))
         return DeviceArray(x.view(backend.bfloat16()) if interface["typestr"] == backend.BFLOAT16 else x)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+    def empty(self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> DeviceArray:
         array = np.empty(shape, dtype)
         array.view(np.uint8).reshape(-1)[...] = 0xFF  # NaN, -1: nobody may count on zeros
-        return DeviceArray(array)
+        return DeviceArray(array if strides is None else np.ndarray(shape, dtype, array, 0, strides))
 
     def upload(self, array: np.ndarray) -> DeviceArray:
         return DeviceArray(np.array(array))
@@ -154,7 +154,14 @@ class EmulatorProvider:
     def capability(self) -> tuple[int, int]:
         return (9, 0)
 
-    def tensor_map(self, array: DeviceArray, layout: backend.TensorMap) -> np.ndarray:
+    def mapper(self, dtype: str, layout: backend.TensorMap) -> Callable[[DeviceArray], np.ndarray]:
+        def map_of(array: DeviceArray) -> np.ndarray:
+            assert array.dtype.name == dtype
+            return self._tensor_map(array, layout)
+
+        return map_of
+
+    def _tensor_map(self, array: DeviceArray, layout: backend.TensorMap) -> np.ndarray:
         """Encode for runtime.cpp, and refuse what the driver refuses."""
         m, address = np.zeros((), TENSOR_MAP), array.data.ptr
         image = bool(layout.pixels)
@@ -193,13 +200,18 @@ class EmulatorProvider:
         call()
         return self.clock(self.launched[before:])
 
-    def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
-               smem: int = 0) -> None:
-        if self.null:
-            return
-        self.launched.append(Launched(kernel, grid, block, smem))
-        with self._lock:
-            self._run(kernel, grid, block, args, smem)
+    def launcher(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
+                 smem: int = 0) -> Callable[..., None]:
+        values = tuple(arg.copy() if isinstance(arg, np.ndarray) else arg for arg in args)
+
+        def launch(*first: Any) -> None:
+            if self.null:
+                return
+            self.launched.append(Launched(kernel, grid, block, smem))
+            with self._lock:
+                self._run(kernel, grid, block, first + values, smem)
+
+        return launch
 
     def _run(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
              smem: int) -> None:

@@ -4,7 +4,7 @@ Kernels are CUDA sources in this package, compiled when they are first needed by
 toolkit nor cuDNN is needed. See docs/gpu.md.
 """
 
-from fastconv.backends.cuda.conv import Run, conv, conv_input_grad, conv_weight_grad
+from fastconv.backends.cuda.conv import Run, WeightGradRun, conv, conv_input_grad, conv_weight_grad
 from fastconv.backends.cuda.pool import (
     avg_pool,
     avg_pool_grad,

@@ -1,4 +1,4 @@
-"""The one door to the GPU: arrays on it, and `launch`, behind which stands a provider.
+"""The one door to the GPU: arrays on it, and `launcher`, behind which stands a provider.
 
 Everything else in this package is arithmetic on shapes. The provider for users is CuPy, found when it is first needed;
 tests put an emulator in its place (`use`), so that all of the package but the silicon runs without a GPU.
@@ -6,6 +6,7 @@ tests put an emulator in its place (`use`), so that all of the package but the s
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import threading
@@ -93,8 +94,8 @@ class Provider(Protocol):
     def adopt(self, obj: Any) -> Any:
         """View a foreign array on the GPU as one of the provider's, without a copy."""
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An uninitialised array in C order."""
+    def empty(self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Any:
+        """An uninitialised array in C order, or with these strides, in bytes and of a dense array."""
 
     def upload(self, array: Array) -> Any:
         """A copy of a NumPy array on the GPU."""
@@ -105,8 +106,8 @@ class Provider(Protocol):
     def capability(self) -> tuple[int, int]:
         """Compute capability of the current GPU, as (9, 0)."""
 
-    def tensor_map(self, array: Any, layout: TensorMap) -> Any:
-        """The map of an array, 128 bytes to be passed by value."""
+    def mapper(self, dtype: str, layout: TensorMap) -> Callable[[Any], Any]:
+        """What gives the map of each array of this layout, 128 bytes to be passed by value."""
 
     def name(self) -> str:
         """What the current GPU is called."""
@@ -117,12 +118,13 @@ class Provider(Protocol):
     def seconds(self, call: Callable[[], object]) -> float:
         """How long the GPU takes for what `call` launches."""
 
-    def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
-               smem: int = 0) -> None:
-        """Run a kernel on the current stream.
+    def launcher(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
+                 smem: int = 0) -> Callable[..., None]:
+        """What runs a kernel on the current stream, each time that it is called.
 
-        `args` are arrays of the provider, None (a null pointer), NumPy scalars and structured NumPy arrays without
-        axes, which are passed by value; `smem` is in bytes.
+        It takes the arguments that come before `args`: arrays of the provider, None (a null pointer) and maps. `args`
+        are NumPy scalars and structured NumPy arrays without axes, which are passed by value, as they are now; `smem`
+        is in bytes.
         """
 
 
@@ -150,6 +152,9 @@ class CupyProvider:
         if not cupy.cuda.is_available():
             raise RuntimeError(f"fastconv: {HOW_TO_GET_CUPY} (CuPy {cupy.__version__} finds no GPU)")
         self._cupy = cupy
+        self._array, self._alloc = cupy.ndarray, cupy.cuda.alloc
+        # CuPy 13 passes None as no argument at all, and scalars take longer.
+        self._null = cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(0, 0, None, 0), 0)
         self._functions: dict[tuple[int, Kernel], Any] = {}
         self._multiprocessors: dict[int, int] = {}  # CuPy asks the driver for all attributes each time
         self._capabilities: dict[int, tuple[int, int]] = {}
@@ -167,8 +172,10 @@ class CupyProvider:
             return self._cupy.asarray(words).view(bfloat16())
         return self._cupy.asarray(obj)
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return self._cupy.empty(shape, dtype)
+    def empty(self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Any:
+        if strides is None:
+            return self._array(shape, dtype)
+        return self._array(shape, dtype, self._alloc(math.prod(shape) * np.dtype(dtype).itemsize), strides)
 
     def upload(self, array: Array) -> Any:
         return self._cupy.asarray(array)
@@ -202,21 +209,46 @@ class CupyProvider:
         end.synchronize()
         return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3 / _CALLS
 
-    def tensor_map(self, array: Any, layout: TensorMap) -> Any:
+    def mapper(self, dtype: str, layout: TensorMap) -> Callable[[Any], Any]:
         from fastconv.backends.cuda import driver
 
-        return driver.tensor_map(array.data.ptr, array.dtype.name, layout)
+        maps: dict[int, Any] = {}  # by address, on which alone a map depends
 
-    def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
-               smem: int = 0) -> None:
-        key = self._cupy.cuda.runtime.getDevice(), kernel
-        function = self._functions.get(key)
-        if function is None:
-            with self._lock:
-                function = self._functions[key] = self._compile(kernel, smem)
-        function(grid, block, tuple(_NULL if arg is None else arg for arg in args), shared_mem=smem)
+        def map_of(array: Any) -> Any:
+            address = array.data.ptr
+            found = maps.get(address)
+            if found is None:
+                if len(maps) >= _MAPS:
+                    maps.clear()
+                found = maps[address] = driver.tensor_map(address, dtype, layout)
+            return found
+
+        return map_of
+
+    def launcher(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...],
+                 smem: int = 0) -> Callable[..., None]:
+        values, null = tuple(_as_bytes(arg) for arg in args), self._null
+        functions: dict[int, Any] = {}  # by device
+        current_device = self._cupy.cuda.runtime.getDevice
+
+        def launch(*first: Any) -> None:
+            device = current_device()
+            function = functions.get(device)
+            if function is None:
+                function = functions[device] = self._function(device, kernel, smem)
+            function(grid, block, (*[null if arg is None else arg for arg in first], *values), smem)
+
+        return launch
+
+    def _function(self, device: int, kernel: Kernel, smem: int) -> Any:
+        with self._lock:
+            function = self._functions.get((device, kernel))
+            if function is None:
+                function = self._functions[device, kernel] = self._compile(kernel, smem)
+        return function
 
     def _compile(self, kernel: Kernel, smem: int) -> Any:
+        """The kernel for the current device."""
         options = ("-std=c++17", *(f"-D{name}={value}" for name, value in kernel.defines))
         if kernel.architecture:  # CuPy adds the GPU's own, and the longer name wins
             options += (f"-arch={kernel.architecture}",)
@@ -224,10 +256,15 @@ class CupyProvider:
         function = module.get_function(kernel.name)
         if smem > 48 * 1024:  # beyond what every kernel may have without asking
             function.max_dynamic_shared_size_bytes = smem
-        return function
+        return function.kernel  # not the `RawKernel`, which would look for it at each launch
 
 
-_NULL = np.uint64(0)
+def _as_bytes(arg: Any) -> Any:
+    """A structure as bytes without fields: CuPy asks for its array interface at each launch, which lists all fields."""
+    return arg.copy().view((np.void, arg.nbytes)) if isinstance(arg, np.ndarray) else arg
+
+
+_MAPS = 64  # that are kept of one operand of a launch
 _CALLS = 5  # that are timed as one
 _provider: Provider | None = None
 

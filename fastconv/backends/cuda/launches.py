@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastconv.arrays import Order, dense_strides
 from fastconv.backends import lattice
 from fastconv.backends.cuda.device import Kernel, TensorMap
 from fastconv.backends.lattice import Lattice
@@ -141,6 +143,14 @@ def tap_digits(n: int, s: Any) -> Any:
     """`n` as channel, and position in the kernel, fastest first."""
     _, height, width = s["taps"].tolist()
     return digits(n, int(s["in_channels"]), width, height)
+
+
+@lru_cache(1024)
+def byte_strides(shape: tuple[int, ...], order: Order, itemsize: int) -> tuple[int, ...] | None:
+    """Strides of a new array in `order`; None for C order, and where there are no elements."""
+    if order == "contiguous" or 0 in shape:
+        return None
+    return tuple(itemsize * stride for stride in dense_strides(shape, order))
 
 
 def parts_of(problem: ConvProblem, op: str) -> tuple[tuple[Lattice, ...], bool]:

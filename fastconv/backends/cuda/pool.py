@@ -6,13 +6,13 @@ An index that points outside of its plane is skipped, or reads zero: to raise, t
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import empty
 from fastconv.backends.cuda.device import Kernel, cached, provider
-from fastconv.backends.cuda.launches import DTYPES
+from fastconv.backends.cuda.launches import DTYPES, byte_strides
 from fastconv.backends.cuda.tiles import ceil_div
 from fastconv.problem import PoolProblem
 from fastconv.problem.common import five
@@ -34,29 +34,29 @@ _NO_STRIDES = (0,) * 5
 def max_pool(problem: PoolProblem, x: Array, indices: bool = True, *,
              out: Array | None = None) -> tuple[Array, Array | None]:
     """(y, positions): the maximum of each window and, with `indices`, its flat position in the unpadded plane."""
-    y = _y_like(problem, out, x)
-    positions = empty(problem.y_shape, np.int64, problem.order, like=x) if indices else None
+    y = _y_like(problem, out)
+    positions = _new(problem, problem.y_shape, np.int64) if indices else None
     _run("max_pool", problem, (x, y, None, positions), (x, y, positions, _tables(problem)))
     return y, positions
 
 
 def avg_pool(problem: PoolProblem, x: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """y: the sum of each window over its extent, or over `divisor`."""
-    y = _y_like(problem, out, x)
+    y = _y_like(problem, out)
     _run("sum_pool", problem, (x, y), (x, y, _tables(problem)), (None, divisor or 0))
     return y
 
 
 def lp_pool(problem: PoolProblem, x: Array, p: float, *, out: Array | None = None) -> Array:
     """y: the p-norm of each window, without absolute values."""
-    y = _y_like(problem, out, x)
+    y = _y_like(problem, out)
     _run("sum_pool", problem, (x, y), (x, y, _tables(problem)), (p, 0))
     return y
 
 
 def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
     """dx: each dy added, in row-major order, where `indices` says."""
-    dx = _x_like(problem, out, dy)
+    dx = _x_like(problem, out)
     dx.fill(0)
     _run("scatter", problem, (dx, dy, None, indices), (dx, dy, indices), ("ADDS", 1))
     return dx
@@ -65,27 +65,26 @@ def max_pool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array
 def max_pool_input_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, *, out: Array | None = None) -> Array:
     """dx of `max_pool`, from positions that are computed again; y is not read."""
     _, positions = max_pool(problem, x)
-    return max_pool_grad(problem, dy, positions, out=empty(problem.x_shape, problem.dtype, problem.order, like=x)
-                         if out is None else out)
+    return max_pool_grad(problem, dy, positions, out=out)
 
 
 def avg_pool_grad(problem: PoolProblem, dy: Array, divisor: int | None = None, *, out: Array | None = None) -> Array:
     """dx: each dy over its extent, or over `divisor`, added to every input of its window."""
-    dx = _x_like(problem, out, dy)
+    dx = _x_like(problem, out)
     _run("sum_pool_grad", problem, (dx, dy), (dx, dy, None, None, _tables(problem)), (None, divisor or 0))
     return dx
 
 
 def lp_pool_grad(problem: PoolProblem, x: Array, y: Array, dy: Array, p: float, *, out: Array | None = None) -> Array:
     """dx of `lp_pool`, zero where y is zero."""
-    dx = _x_like(problem, out, x)
+    dx = _x_like(problem, out)
     _run("sum_pool_grad", problem, (dx, dy, x, y), (dx, dy, x, y, _tables(problem)), (p, 0))
     return dx
 
 
 def max_unpool(problem: PoolProblem, x: Array, indices: Array, *, out: Array | None = None) -> Array:
     """y: zeros, with each x written where `indices` says; of equal indices the last counts."""
-    y = _x_like(problem, out, x)
+    y = _x_like(problem, out)
     y.fill(0)
     _run("scatter", problem, (y, x, None, indices), (y, x, indices), ("ADDS", 0))
     return y
@@ -93,17 +92,22 @@ def max_unpool(problem: PoolProblem, x: Array, indices: Array, *, out: Array | N
 
 def max_unpool_grad(problem: PoolProblem, dy: Array, indices: Array, *, out: Array | None = None) -> Array:
     """dx: what lies in dy where `indices` says."""
-    dx = _y_like(problem, out, dy)
+    dx = _y_like(problem, out)
     _run("gather", problem, (dy, dx, None, indices), (dy, dx, indices))
     return dx
 
 
-def _x_like(problem: PoolProblem, out: Array | None, like: Array) -> Array:
-    return empty(problem.x_shape, problem.dtype, problem.order, like=like) if out is None else out
+def _x_like(problem: PoolProblem, out: Array | None) -> Array:
+    return _new(problem, problem.x_shape, problem.dtype) if out is None else out
 
 
-def _y_like(problem: PoolProblem, out: Array | None, like: Array) -> Array:
-    return empty(problem.y_shape, problem.dtype, problem.order, like=like) if out is None else out
+def _y_like(problem: PoolProblem, out: Array | None) -> Array:
+    return _new(problem, problem.y_shape, problem.dtype) if out is None else out
+
+
+def _new(problem: PoolProblem, shape: tuple[int, ...], dtype: Any) -> Array:
+    kind = np.dtype(dtype)
+    return provider().empty(shape, kind, byte_strides(shape, problem.order, kind.itemsize))
 
 
 @cached
@@ -120,27 +124,18 @@ def _tables(problem: PoolProblem) -> Array:
     return provider().upload(np.concatenate(parts).astype(np.int32))
 
 
-class _Launch(NamedTuple):
-    """What stays the same from call to call; arrays come before `args`."""
-
-    kernel: Kernel
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    args: tuple[Any, ...]
-
-
 def _run(name: str, problem: PoolProblem, placed: tuple[Array | None, ...], arrays: tuple[Array | None, ...],
          option: tuple[Any, ...] = ()) -> None:
     """Launch a kernel for `arrays`; `placed` are those whose strides the structure holds, in its order."""
     launch = _launch(name, problem, option, *[a if a is None else (a.strides, a.itemsize) for a in placed])
     if launch is not None:
-        provider().launch(launch.kernel, launch.grid, launch.block, (*arrays, *launch.args))
+        launch(*arrays)
 
 
 @cached
 def _launch(name: str, problem: PoolProblem, option: tuple[Any, ...],
-            *layouts: tuple[tuple[int, ...], int] | None) -> _Launch | None:
-    """Prepare a launch; None where there is nothing to compute.
+            *layouts: tuple[tuple[int, ...], int] | None) -> Callable[..., None] | None:
+    """Prepare a launch, which takes the arrays; None where there is nothing to compute.
 
     `option` is that of sums, (power or None for an average, divisor or 0 for the extents), or of the scatter,
     ("ADDS", 0 or 1).
@@ -173,4 +168,4 @@ def _launch(name: str, problem: PoolProblem, option: tuple[Any, ...],
     s["in_size"], s["out_size"], s["batch"], s["channels"] = (
         problem.in_size, problem.out_size, problem.batch, problem.channels)
     block = 128 if name == "scatter" else 256
-    return _Launch(kernel, (ceil_div(threads, block),), (block,), (s, *args))
+    return provider().launcher(kernel, (ceil_div(threads, block),), (block,), (s, *args))

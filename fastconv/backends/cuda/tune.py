@@ -21,7 +21,7 @@ import numpy as np
 from fastconv import tune
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import tiles
-from fastconv.backends.cuda.conv import Run, conv_weight_grad
+from fastconv.backends.cuda.conv import Run, WeightGradRun
 from fastconv.backends.cuda.device import bfloat16, provider
 from fastconv.backends.cuda.plan import plan_for
 from fastconv.backends.cuda.tensor_cores import mma_refuses
@@ -90,7 +90,8 @@ def _runner(problem: ConvProblem, op: str, algorithm: str) -> Callable[[], objec
     x, w, y = (_array(shape, strides, p.dtype) for shape, strides in (
         (p.x_shape, p.x_strides), (p.w_shape, p.w_strides), (p.y_shape, p.y_strides)))
     if op == "conv_weight_grad":
-        return lambda: conv_weight_grad(problem, x, y, algorithm=algorithm)
+        gradient = WeightGradRun(problem, algorithm)
+        return lambda: gradient(x, y)
     run = Run(problem, op, algorithm)
     source, target = (x, y) if op == "conv" else (y, x)
     return lambda: run(source, w, None, target)
