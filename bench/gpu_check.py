@@ -98,35 +98,123 @@ def primitives(dry: bool) -> dict[str, Any]:
 
 SETS = 4  # operands that take turns, so that they are not all in the L2 cache
 ROUNDS = 7
+QUEUED = 1e-3  # seconds of work that a round has at least, if ten turns are enough for that
+CALLS = 20  # that the host queues, to say what it takes for one
 MOST_BYTES = 8 << 30  # of one set of operands
+
+Call = Callable[[int], Any]  # gets the number of a set of operands
 
 
 class Clock:
-    """Seconds that the GPU takes for calls, by events of CuPy; in a dry run those of the host."""
+    """What calls take of the GPU, and of the host; in a dry run both are those of the emulator."""
 
     def __init__(self, dry: bool) -> None:
         self.dry = dry
 
-    def time(self, call: Callable[[int], Any]) -> float:
-        """The median over rounds of the time of a call; `call` gets the number of a set of operands."""
+    def measure(self, calls: dict[str, Call]) -> dict[str, Any]:
+        """By name the seconds that a call takes of the GPU, as the median over rounds.
+
+        "graph" says whether all of them were captured in CUDA graphs and replayed, so that the host is not in it;
+        "call", where calls take less than a millisecond, what the host takes to queue one.
+        """
         if self.dry:
             start = time.perf_counter()
-            call(0)
-            return time.perf_counter() - start
-        import cupy
+            calls["fastconv"](0)
+            seconds = time.perf_counter() - start
+            return {"fastconv": seconds, "graph": False, "call": {"fastconv": seconds}}
+        turns = captured(calls)
+        graph = turns is not None
+        if turns is None:
+            turns = {name: turn_of(call) for name, call in calls.items()}
+        result: dict[str, Any] = {name: gpu_seconds(turn) / SETS for name, turn in turns.items()}
+        if max(result.values()) < 1e-3:
+            result["call"] = {name: host_seconds(call) for name, call in calls.items()}
+        return result | {"graph": graph}
 
+
+def turn_of(call: Call) -> Callable[[], None]:
+    """Calls with each set of operands."""
+    def turn() -> None:
         for n in range(SETS):
             call(n)
-        rounds = []
-        for _ in range(ROUNDS):
-            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-            begin.record()
-            for n in range(SETS):
-                call(n)
-            end.record()
-            end.synchronize()
-            rounds.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3 / SETS)
-        return statistics.median(rounds)
+    return turn
+
+
+def captured(calls: dict[str, Call]) -> dict[str, Callable[[], None]] | None:
+    """By name what replays a call with each set of operands; None if one of them cannot be captured."""
+    capture = {"fastconv": captured_by_cupy, "torch": captured_by_torch}
+    try:
+        return {name: capture[name](turn_of(call)) for name, call in calls.items()}
+    except Exception as error:  # whatever the libraries raise: events tell the time, too
+        print(f"times: no graph ({type(error).__name__}: {error})")
+        return None
+
+
+def captured_by_cupy(turn: Callable[[], None]) -> Any:
+    import cupy
+
+    cupy.cuda.Device().synchronize()
+    cupy.get_default_memory_pool().free_all_blocks()  # kept for streams of earlier graphs; PyTorch needs it, too
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        turn()  # compiles, and takes the memory, which the pool has then
+        stream.synchronize()
+        stream.begin_capture()
+        try:
+            turn()
+        finally:
+            graph = stream.end_capture()
+    return graph.launch
+
+
+def captured_by_torch(turn: Callable[[], None]) -> Any:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what earlier graphs had
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        turn()  # chooses algorithms
+        stream.synchronize()
+        graph.capture_begin()
+        try:
+            turn()
+        finally:
+            graph.capture_end()
+    return graph.replay
+
+
+def gpu_seconds(turn: Callable[[], None]) -> float:
+    """The median over rounds of the time of a turn, by events of CuPy on the default stream, which is PyTorch's too."""
+    import cupy
+
+    def elapsed(turns: int) -> float:
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        turn()  # so that the GPU is busy while the host queues the next
+        begin.record()
+        for _ in range(turns):
+            turn()
+        end.record()
+        end.synchronize()
+        return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3 / turns
+
+    turns = min(10, 1 + int(QUEUED / max(elapsed(1), 1e-6)))
+    return statistics.median(elapsed(turns) for _ in range(ROUNDS))
+
+
+def host_seconds(call: Call) -> float:
+    """What the host takes for a call that it does not wait for, in the fastest of three rounds."""
+    import cupy
+
+    rounds = []
+    for _ in range(3):
+        cupy.cuda.Device().synchronize()
+        start = time.perf_counter()
+        for n in range(CALLS):
+            call(n % SETS)
+        rounds.append((time.perf_counter() - start) / CALLS)
+    cupy.cuda.Device().synchronize()
+    return min(rounds)
 
 
 # What is timed: the dtype of arrays, and the algorithm that is asked for. PyTorch's TF32 is allowed for "tf32" only.
@@ -166,7 +254,7 @@ def by_turns(rows: list[Row]) -> list[Row]:
     return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
 
 
-def passes(row: Row, sets: list[list[Any]], algorithm: str) -> dict[str, Callable[[int], Any]]:
+def passes(row: Row, sets: list[list[Any]], algorithm: str) -> dict[str, Call]:
     """What fastconv runs of a row, by pass."""
     choice = {"algorithm": algorithm}
     if row.op == "conv":
@@ -182,7 +270,7 @@ def passes(row: Row, sets: list[list[Any]], algorithm: str) -> dict[str, Callabl
     return {row.op: lambda n: function(sets[n][0], *row.arguments)}
 
 
-def torch_passes(row: Row, sets: list[list[Any]], tf32: bool) -> dict[str, Callable[[int], Any]]:
+def torch_passes(row: Row, sets: list[list[Any]], tf32: bool) -> dict[str, Call]:
     """The same by PyTorch, on the same memory."""
     import torch
 
@@ -246,16 +334,15 @@ def times_of(dry: bool, seconds: float, precision: str, dtype: str, algorithm: s
                     if algorithm == "wgmma" and not serves(call):
                         continue
                     entry = {"row": row.name, "kind": row.kind, "pass": name, "batch": batch, "order": order,
-                             "precision": precision, "fastconv": clock.time(call),
-                             "macs": row.macs // row.batch * batch}
+                             "precision": precision, "macs": row.macs // row.batch * batch}
+                    entry |= clock.measure({"fastconv": call} | ({"torch": theirs[name]} if name in theirs else {}))
                     if name in theirs:
-                        entry["torch"] = clock.time(theirs[name])
                         entry["ratio"] = entry["torch"] / entry["fastconv"]
                     results.append(entry)
     return results
 
 
-def serves(call: Callable[[int], Any]) -> bool:
+def serves(call: Call) -> bool:
     """Whether the algorithm that a call asks for can run it."""
     try:
         call(0)
@@ -265,7 +352,7 @@ def serves(call: Callable[[int], Any]) -> bool:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """Geometric means of torch's time over ours, by precision, class, pass and order."""
+    """Geometric means of torch's time over ours, by precision, class, pass and order; and what the host takes."""
     columns = {"precision": 15, "kind": 16, "pass": 18, "order": 15}
     groups: dict[tuple[str, ...], list[float]] = {}
     for r in results:
@@ -275,6 +362,14 @@ def summary(results: list[dict[str, Any]]) -> str:
     for key, ratios in sorted(groups.items()):
         lines.append("".join(f"{value:{width}}" for value, width in zip(key, columns.values(), strict=True))
                      + f"{len(ratios):5}  {statistics.geometric_mean(ratios):.2f}")
+    calls = [r["call"] for r in results if "call" in r]
+    for side in ("fastconv", "torch"):
+        seconds = [call[side] for call in calls if side in call]
+        if seconds:
+            lines.append(f"the host takes {statistics.geometric_mean(seconds) * 1e6:.1f} us for a call of {side} "
+                         f"({len(seconds)} rows)")
+    without = sum(not r["graph"] for r in results)
+    lines.append(f"{without} of {len(results)} times are not of CUDA graphs, so that the host is in them")
     return "\n".join(lines)
 
 

@@ -21,7 +21,11 @@ part() { # part NAME COMMAND...
     printf '\n=== %s (after %d s)\n' "$1" "$SECONDS"
     "${@:2}" 2>&1 | tee "$out/$1.txt" || failed="$failed $1"
 }
-pytest_gpu() { python -m pytest -q -p no:cacheprovider -m gpu tests/test_gpu.py "$@"; }
+pytest_gpu() { # side by side where pytest-xdist is there, under which a warning of pytest-benchmark is an error
+    local side_by_side=()
+    python -c "import xdist" 2> /dev/null && side_by_side=(-p no:benchmark -n 12)
+    python -m pytest -q -p no:cacheprovider "${side_by_side[@]}" -m gpu tests/test_gpu.py "$@"
+}
 timed() { # timed FILE PRECISION...
     python bench/gpu_check.py times --out "$1" --precisions "${@:2}" --seconds "${SECONDS_OF_TIMES:-540}" $dry
 }
