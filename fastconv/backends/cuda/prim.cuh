@@ -154,6 +154,11 @@ typedef float element;
 #elif FC_DTYPE == FC_FLOAT16 || FC_DTYPE == FC_BFLOAT16
 typedef uint16_t element;
 #endif
+// As many elements as one access of 16 bytes moves.
+#define RUN ((int)(16 / sizeof(element)))
+struct __attribute__((aligned(16))) Run {
+  element v[16 / sizeof(element)];
+};
 __device__ __forceinline__ real to_real(element v) {
 #if FC_DTYPE == FC_FLOAT16
   return fc::half_to_float(v);

@@ -28,6 +28,7 @@ MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
 MMA_TILE = 128, 128
 MMA_STAGES = 4
 MMA_CAPABILITY = 8, 0
+TARGET = 16  # bytes, of results.cuh
 # The same of wgmma: pixels of a tile, and elements of 128 bytes. What maps of images hold, by spatial axes: corners of
 # the box from -n to n - 1, and offsets of taps; and the widest stride.
 WGMMA_CAPABILITY = 9, 0
@@ -131,7 +132,13 @@ def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int) -> Launch:
     grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
     _, height, width = s["taps"].tolist()
     args = read, digits(4, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
-    return Launch(kernel, grid, (256,), args, MMA_STAGES * (bm + bn) * (step + run) * (16 // run), pack)
+    stages = MMA_STAGES * (bm + bn) * (step + run) * (16 // run)
+    return Launch(kernel, grid, (256,), args, max(stages, _results(bm, bn)) + bm * TARGET, pack)
+
+
+def _results(bm: int, bn: int) -> int:
+    """Bytes of the results of a tile, which take the place of its operands."""
+    return 4 * max(bn * (bm + 4), bm * (bn + 8))
 
 
 def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int) -> Launch:
@@ -155,8 +162,9 @@ def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int) -> Launch:
         ("FC_DTYPE", code), ("BN", bn), ("AXES", axes),
         ("OUT_PIXELS_FAST", int(pixels_fast(part.out_strides, part.out_channels)))), "sm_90a")
     grid = ceil_div(part.batch * math.prod(part.out_size), bm), ceil_div(part.out_channels, bn)
-    smem = 1024 + MMA_STAGES * ((bm + bn) * depth * 2 + 2 * 8)
-    return Launch(kernel, grid, (384,), (s, np.int32(blocks), np.int32(relu)), smem, pack, (image, weights))
+    # As `_results` need less than the stages, barriers and targets lie behind those.
+    smem = 1024 + MMA_STAGES * ((bm + bn) * depth * 2 + 2 * 8) + bm * TARGET
+    return Launch(kernel, grid, (288,), (s, np.int32(blocks), np.int32(relu)), smem, pack, (image, weights))
 
 
 def weight_grad_mma(problem: ConvProblem, in_channels: int, out_channels: int,
