@@ -31,7 +31,7 @@ from fastconv.backends.cuda.tensor_cores import MMA_RUN
 
 # Channels and pixels lie closer together by turns: in the operand that is read first, and in the other one.
 ALL_LAYOUTS, SAME_LAYOUTS = LAYOUTS[:4], LAYOUTS[:2]
-# Above and below 64 channels of the result, and of the depth, where tiles are another.
+# Above and below 64 channels of the result, and of the depth, where tiles of weight gradients are another.
 WIDE, DEEP, BOTH, SMALL = "65 out channels", "stride 2", "long reduction to x", "1x1 stride 2"
 
 
@@ -56,16 +56,15 @@ def convolutions(dtype):
         for case in ("1x1 stride 2", "length 5", "3d mixed"):  # one tap, three, more
             yield "conv_weight_grad", case, layouts, "direct"
         if dtype in MMA_RUN:
-            for case in (WIDE, DEEP):
-                yield "conv", case, layouts, "mma"
+            for tile in tiles.MMA:
+                yield "conv", WIDE, layouts, f"mma {tile.name}"
     if dtype in MMA_RUN:
         yield "conv_input_grad", DEEP, SAME_LAYOUTS[0], "mma"
         for case in (WIDE, DEEP, BOTH, SMALL):
             yield "conv_weight_grad", case, SAME_LAYOUTS[0], "mma"
     if dtype in SHORT_FLOATS:
-        cases = "one step", "several tiles", "depth", "depth, many channels"
-        for case, layouts in itertools.product(cases, SAME_LAYOUTS):
-            yield "conv", case, layouts, "wgmma"
+        for case, layouts, tile in itertools.product(("several tiles", "depth"), SAME_LAYOUTS, tiles.WGMMA):
+            yield "conv", case, layouts, f"wgmma {tile.name}"
 
 
 def pools():

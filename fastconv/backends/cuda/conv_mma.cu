@@ -3,15 +3,15 @@
 // each step, which copies of cp.async bring in STAGES steps ahead. `in` has its channels side by side, in whole runs (the
 // last one may be padded with zeros); w comes packed as [group, k][tap][c], padded alike (pack_weights.cu).
 //
-// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32), a tile of BM x BN, by 8 warps of 64 x BN / 4, and whether
-// neighbouring pixels of `out` lie closer together than neighbouring channels: OUT_PIXELS_FAST.
+// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32), a tile of BM x BN, by 8 warps of 64 x BN / 4, in STAGES
+// stages, BLOCKS of which share a multiprocessor, and whether neighbouring pixels of `out` lie closer together than
+// neighbouring channels: OUT_PIXELS_FAST.
 #include "prim.cuh"
 #include "lattice.cuh"
 #include "mma.cuh"
 #include "results.cuh"
 
 #define NT 256
-#define STAGES 4
 #define BK (4 * RUN)
 #define LD (BK + RUN) // of a row in shared memory: rows start in different banks
 #define MI 4          // fragments of a warp: 4 x 16 rows, NI x 8 columns
@@ -21,7 +21,7 @@
 // Results go through shared memory, by channels or by pixels; those that a warp stores at once lie in different banks.
 #define LDO (OUT_PIXELS_FAST ? BM + 4 : BN + 8)
 
-extern "C" __global__ void __launch_bounds__(NT, 2)
+extern "C" __global__ void __launch_bounds__(NT, BLOCKS)
     conv_mma(const element *__restrict__ in, const element *__restrict__ w, const element *__restrict__ bias,
              const element *__restrict__ add, element *__restrict__ out, const Lattice l, const Digits advance,
              const int steps, const int relu) {

@@ -4,16 +4,15 @@
 // to a multiple of BK); two warpgroups multiply, each 64 rows. `full` says that a stage has come, `empty` that both
 // warpgroups have done with it.
 //
-// Compiled for a dtype of 16 bits (FC_DTYPE), a tile of BM x BN, the spatial axes of the map (AXES: 2 or 3), and whether
+// Compiled for a dtype of 16 bits (FC_DTYPE), a tile of 128 x BN (BM: 128) in STAGES stages, BLOCKS of which share a
+// multiprocessor, the spatial axes of the map (AXES: 2 or 3), and whether
 // neighbouring pixels of `out` lie closer together than neighbouring channels: OUT_PIXELS_FAST.
 #include "prim.cuh"
 #include "lattice.cuh"
 #include "results.cuh"
 
 #define NT 288 // two warpgroups that multiply, and a warp that copies
-#define BM 128
 #define BK 64 // elements, 128 bytes: a row of a tile
-#define STAGES 4
 #define CONSUMERS 8 // warps
 // Results go through shared memory, by channels or by pixels; those that a warp stores at once lie in different banks.
 #define LDO (OUT_PIXELS_FAST ? BM + 4 : BN + 8)
@@ -33,7 +32,7 @@ __device__ __forceinline__ void multiply(float (&d)[BN / 2], unsigned long long 
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(NT, 1)
+extern "C" __global__ void __launch_bounds__(NT, BLOCKS)
     conv_wgmma(const __grid_constant__ fc::TensorMap in, const __grid_constant__ fc::TensorMap w,
                const element *__restrict__ bias, const element *__restrict__ add, element *__restrict__ out,
                const Lattice l, const int blocks, const int relu) {

@@ -46,17 +46,26 @@ __device__ __forceinline__ void write_channels(const Lattice &l, const float *su
   if (left <= 0) return;
   const int64 channel = (int64)group * l.out_channels + n0 + column;
   const bool whole = whole_runs<RUN>(l, add, out);
+  // Which half of a run to read first: by turns, so that eight threads read from different banks.
+  const int first = RUN == 8 ? threadIdx.x / 4 % 2 * 4 : 0;
   real shift[RUN];
 #pragma unroll
   for (int k = 0; k < RUN; k++) shift[k] = bias && k < left ? to_real(bias[channel + k]) : real(0);
 #pragma unroll 2
   for (int row = threadIdx.x / (COLUMNS / RUN); row < ROWS && m0 + row < pixels; row += THREADS / (COLUMNS / RUN)) {
     const Target to = targets[row];
+    float4 q[RUN / 4];
     real v[RUN];
 #pragma unroll
+    for (int k = 0; k < RUN; k += 4) q[k / 4] = *reinterpret_cast<const float4 *>(&sums[row * LD + column + (k ^ first)]);
+    if (first) {
+      const float4 other = q[0];
+      q[0] = q[RUN / 4 - 1], q[RUN / 4 - 1] = other;
+    }
+#pragma unroll
     for (int k = 0; k < RUN; k += 4) {
-      const float4 q = *reinterpret_cast<const float4 *>(&sums[row * LD + column + k]);
-      v[k] = q.x + shift[k], v[k + 1] = q.y + shift[k + 1], v[k + 2] = q.z + shift[k + 2], v[k + 3] = q.w + shift[k + 3];
+      const float4 &s = q[k / 4];
+      v[k] = s.x + shift[k], v[k + 1] = s.y + shift[k + 1], v[k + 2] = s.z + shift[k + 2], v[k + 3] = s.w + shift[k + 3];
     }
     if (whole) {
       Run run;
