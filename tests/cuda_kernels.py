@@ -26,12 +26,12 @@ def every() -> list[Kernel]:
                 Kernel("weight_grad_simt.cu", "weight_grad_simt",
                        (number, *tile.defines, ("DY_PIXELS_FAST", first), ("IN_PIXELS_FAST", second)))]
         if dtype in MMA_RUN:
-            kernels += [Kernel("conv_mma.cu", "conv_mma", (number, ("BM", 128), ("BN", bn), ("OUT_PIXELS_FAST", fast)))
-                        for bn, fast in itertools.product((64, 128), (0, 1))]
+            kernels += [Kernel("conv_mma.cu", "conv_mma", (number, *core.defines, ("OUT_PIXELS_FAST", fast)))
+                        for core, fast in itertools.product(tiles.MMA, (0, 1))]
             if dtype in SHORT_FLOATS:
                 kernels += [Kernel("conv_wgmma.cu", "conv_wgmma", (
-                    number, ("BN", bn), ("AXES", axes), ("OUT_PIXELS_FAST", fast)), "sm_90a")
-                    for bn, axes, fast in itertools.product((128, 256), (2, 3), (0, 1))]
+                    number, *core.defines, ("AXES", axes), ("OUT_PIXELS_FAST", fast)), "sm_90a")
+                    for core, axes, fast in itertools.product(tiles.WGMMA, (2, 3), (0, 1))]
             kernels += [Kernel("channels_last.cu", "channels_last", (number, ("CHANNELS_FAST", fast)))
                         for fast in (0, 1)]
             kernels += [Kernel("weight_grad_mma.cu", "weight_grad_mma", (number, ("BM", bm), ("BN", bn)))

@@ -6,11 +6,13 @@ in `test_cuda_conv`, `test_cuda_mma` and `test_cuda_pool`.
 """
 
 import itertools
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import CONVS
-from cuda_emulator import SCHEDULES, compile_all, require_compiler
+from cuda_emulator import SCHEDULES, DeviceArray, compile_all, emulated, host, require_compiler
 from cuda_kernels import every
 from test_cuda_conv import check as check_conv
 from test_cuda_mma import CASES as MMA_CASES
@@ -19,7 +21,9 @@ from test_cuda_pool import check as check_pool
 from test_matrix_conv import LAYOUTS
 from test_matrix_pool import LAYOUTS as POOL_LAYOUTS
 from test_matrix_pool import POOLS, POWERS
+from tolerance import assert_close
 
+from fastconv import functional
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import pool, tiles
 from fastconv.backends.cuda.launches import DTYPES
@@ -27,7 +31,7 @@ from fastconv.backends.cuda.tensor_cores import MMA_RUN
 
 # Channels and pixels lie closer together by turns: in the operand that is read first, and in the other one.
 ALL_LAYOUTS, SAME_LAYOUTS = LAYOUTS[:4], LAYOUTS[:2]
-# Above and below 64 channels of the result, and of the depth, where tiles are another.
+# Above and below 64 channels of the result, and of the depth, where tiles of weight gradients are another.
 WIDE, DEEP, BOTH, SMALL = "65 out channels", "stride 2", "long reduction to x", "1x1 stride 2"
 
 
@@ -52,16 +56,15 @@ def convolutions(dtype):
         for case in ("1x1 stride 2", "length 5", "3d mixed"):  # one tap, three, more
             yield "conv_weight_grad", case, layouts, "direct"
         if dtype in MMA_RUN:
-            for case in (WIDE, DEEP):
-                yield "conv", case, layouts, "mma"
+            for tile in tiles.MMA:
+                yield "conv", WIDE, layouts, f"mma {tile.name}"
     if dtype in MMA_RUN:
         yield "conv_input_grad", DEEP, SAME_LAYOUTS[0], "mma"
         for case in (WIDE, DEEP, BOTH, SMALL):
             yield "conv_weight_grad", case, SAME_LAYOUTS[0], "mma"
     if dtype in SHORT_FLOATS:
-        cases = "one step", "several tiles", "depth", "depth, many channels"
-        for case, layouts in itertools.product(cases, SAME_LAYOUTS):
-            yield "conv", case, layouts, "wgmma"
+        for case, layouts, tile in itertools.product(("several tiles", "depth"), SAME_LAYOUTS, tiles.WGMMA):
+            yield "conv", case, layouts, f"wgmma {tile.name}"
 
 
 def pools():
@@ -82,6 +85,38 @@ def test_convolutions(dtype, schedule):
         case = MMA_CASES.get(name) or CONVS[name]
         launched |= check_conv(op, case, number, layouts, schedule, algorithm, exact(case, dtype))
     assert launched == wanted
+
+
+def spaced(values, dtype, first, gap):
+    """On the device, channels side by side: `first` elements behind a multiple of 16 bytes, `gap` behind each pixel."""
+    pixels = np.moveaxis(values, 1, -1)
+    shape = *pixels.shape[:-1], pixels.shape[-1] + gap
+    buffer = np.full(math.prod(shape) + 64, 7, dtype)
+    start = -buffer.__array_interface__["data"][0] % 16 // buffer.itemsize + first
+    view = buffer[start:start + math.prod(shape)].reshape(shape)[..., :pixels.shape[-1]]
+    view[...] = pixels
+    return DeviceArray(np.moveaxis(view, -1, 1))
+
+
+@pytest.mark.parametrize("schedule", ["forward"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_in_runs(dtype, schedule):
+    """And such, of results and residuals, whose pixels do not start with a run."""
+    number, case = dtype_named(dtype), MMA_CASES["several tiles"]
+    x, w, b, _ = exact(case, dtype)
+    residual = np.random.default_rng(1).integers(-9, 9, case.y)
+    right = np.maximum(functional.conv(x, w, b, *case.arguments) + residual, 0)
+    algorithms = ["simt", *["mma"] * (dtype in MMA_RUN), *["wgmma"] * (dtype in SHORT_FLOATS)]
+    for algorithm, (first, gap, *third) in itertools.product(
+            algorithms, ((0, 0, 0, 0), (0, 8, 0, 0), (1, 0, 0, 0), (0, 3, 0, 0), (0, 0, 1, 0), (0, 0, 0, 3))):
+        with emulated(SCHEDULES[schedule]):
+            run = functional.prepare_conv(DeviceArray(w.astype(number)), DeviceArray(b.astype(number)), *case.arguments,
+                                          activation="relu", algorithm=algorithm)
+            y = spaced(np.zeros(case.y), number, first, gap)
+            run(spaced(x, number, 0, 0), residual=spaced(residual, number, *third), out=y)
+        assert_close(host(y), right, 1 if number.itemsize == 2 else 144, magnitude=144**0.5)
+        memory = host(y).base.reshape(-1)
+        assert (memory != 7).sum() <= right.size, "written beside the result"
 
 
 @pytest.mark.parametrize("index", ["int", "int64"])

@@ -32,8 +32,8 @@ MISTAKES = {
     ("conv_mma.cu", "conv", "float16"): {
         "no wait": ("fc::cp_wait<STAGES - 2>();", ""),
         "no barrier": ("fc::cp_wait<STAGES - 2>();\n    __syncthreads();", "fc::cp_wait<STAGES - 2>();"),
-        "results written before others have read": ("[BN][LDO]\n  __syncthreads();", "[BN][LDO]"),
-        "results read before they are written": ("sums[i][j][e];\n  __syncthreads();", "sums[i][j][e];"),
+        "results written before others have read": ("[BM][LDO]\n  __syncthreads();", "[BM][LDO]"),
+        "results read before they are written": ("#endif\n      }\n  __syncthreads();", "#endif\n      }"),
         "depth of the padding": ("const bool deep = run < depth;", "const bool deep = true;"),
         "lanes of fragment b": ("lane / 8 % 2 * 8);\n        fb", "lane / 16 * 8);\n        fb"),
     },
@@ -56,7 +56,10 @@ MISTAKES = {
         "tiles anywhere": ("memory + (1024 - fc::shared_address(memory) % 1024) % 1024", "memory"),
         "depth of an operand": ("a + c * (16 * 2 >> 4)", "a + c * (32 * 2 >> 4)"),
         "rows of the second warpgroup": ("(stage * BM + consumer * 64) * BK", "(stage * BM) * BK"),
-        "lanes of the result": ("i / 4 * 8 + lane % 4 * 2 + i % 2;", "i / 4 * 8 + lane % 4 + i % 2;"),
+        "lanes of the result": ("n = i / 4 * 8 + lane % 4 * 2;", "n = i / 4 * 8 + lane % 4;"),
+        "results read before they are written": ("#endif\n    }\n  }\n  __syncthreads();", "#endif\n    }\n  }"),
+        "results written before others have read": (
+            "fc::wgmma_wait<0>();\n  }\n  __syncthreads();", "fc::wgmma_wait<0>();\n  }"),
         "taps without dilation": ("t.v[1] * l.tap_step[2],\n                    t", "t.v[1],\n                    t"),
     },
     ("channels_last.cu", "conv", "float16"): {

@@ -58,6 +58,12 @@ def channels_last(values, dtype):
     return DeviceArray(np.moveaxis(aligned, -1, 1))
 
 
+def tiled(algorithm, op, seed):
+    """An algorithm of tensor cores with one of its tiles, drawn; small problems would always take the smallest."""
+    table = {"mma": tiles.MMA, "wgmma": tiles.WGMMA}[algorithm]
+    return algorithm if op == "conv_weight_grad" else f"{algorithm} {random.Random(seed).choice(table).name}"
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
@@ -68,7 +74,8 @@ def test_mma(name, dtype, schedule):
     with emulated(SCHEDULES[schedule]) as provider:
         for op in PASSES:  # each reads in place
             y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, dtype_named(dtype), "contiguous")),
-                    device(b.astype(dtype_named(dtype))), channels_last(dy, dtype), "mma", None)
+                    device(b.astype(dtype_named(dtype))), channels_last(dy, dtype),
+                    tiled("mma", op, f"{name} {dtype} {schedule}"), None)
             n = case.reduction[op] if dtype == "float32" else 1
             assert_close(host(y), right[op], n, magnitude=case.reduction[op] ** 0.5)
     names = {launched.kernel.name for launched in provider.launched}
@@ -99,6 +106,9 @@ def test_what_is_chosen():
         y = functional.conv(odd, device(w.astype(np.float16)))
         assert [k.kernel.name for k in provider.launched[-3:]] == ["channels_last", "pack_weights", "conv_mma"]
         assert (host(y) == 144).all()
+        for algorithm in ("mma 64x64", "auto 128x64", "direct 128x64"):
+            with pytest.raises(ValueError, match=f"algorithm is '{algorithm}'"):
+                functional.conv(there, device(w.astype(np.float16)), algorithm=algorithm)
         with pytest.raises(ValueError, match="no float64"):
             functional.conv(channels_last(x, "float64"), device(w), algorithm="mma")
         functional.conv_weight_grad(there, (16, 16, 3, 3), there, padding=1)
@@ -120,7 +130,7 @@ def drawn():
     """(case, pass, dtype, layouts, schedule, algorithm): each case in each pass and dtype, the rest drawn."""
     for name, op, dtype in itertools.product(CONVS, PASSES, DTYPES):
         draw = random.Random(f"{name} {op} {dtype}")
-        for algorithm in ("mma", draw.choice(OTHERS))[:1 if dtype == "float32" else 2]:
+        for algorithm in (tiled("mma", op, draw.random()), draw.choice(OTHERS))[:1 if dtype == "float32" else 2]:
             yield name, op, dtype, draw.choice(LAYOUTS), draw.choice(list(SCHEDULES)), algorithm
 
 

@@ -92,9 +92,10 @@ def test_grouped_and_short():
         wide = functional.conv(device(x), device(w.repeat(16, 1)))  # float32: never TF32 unasked
     depthwise, short, full = tune.choices()
     assert (depthwise.predicted, depthwise.name) == ("direct", "simt 128x32")
-    assert "mma" in dict(short.measured)
-    assert short.name == "mma"
-    assert "mma" not in dict(full.measured)
+    cores = {f"mma {tile.name}" for tile in tiles.MMA} | {f"wgmma {tile.name}" for tile in tiles.WGMMA}
+    assert cores < set(dict(short.measured))
+    assert short.name in cores
+    assert not cores & set(dict(full.measured))
     assert_close(host(wide), functional.conv(x, w.repeat(16, 1)), 144)
 
 
@@ -153,6 +154,13 @@ def test_strides_of_the_trial_are_those_of_the_problem():
     (10**6, 128, "128x128"), (10**6, 256, "128x128"), (10**6, 32, "128x32"), (10**6, 64, "64x64"), (200, 64, "64x64")])
 def test_tiles_fit_the_product(rows, columns, name):
     assert tiles.choose_tile(tiles.SIMT["float32"], rows, columns, 1, 132).name == name
+
+
+@pytest.mark.parametrize(("rows", "columns", "name"), [
+    (32 * 56**2, 256, "128x256"), (32 * 28**2, 128, "128x128"), (32 * 56**2, 64, "128x64"), (32 * 7**2, 512, "128x64"),
+    (256 * 7**2, 2048, "128x256")])
+def test_tiles_of_tensor_cores_fill_the_gpu(rows, columns, name):
+    assert tiles.choose_core_tile(tiles.WGMMA, rows, columns, 1, 132).name == name
 
 
 def test_splits_fill_the_gpu_and_no_more():

@@ -10,13 +10,13 @@ from cases import CONVS, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
 from nvrtc import compile_source
 from test_cuda_conv import LONG, check
-from test_cuda_mma import CASES, channels_last, dtype_named, exact
+from test_cuda_mma import CASES, channels_last, dtype_named, exact, tiled
 from test_matrix_conv import LAYOUTS, PASSES, reference_of, run
 from tolerance import assert_close
 
 from fastconv import functional
 from fastconv.arrays import SHORT_FLOATS
-from fastconv.backends.cuda import driver
+from fastconv.backends.cuda import driver, tiles
 from fastconv.backends.cuda.device import TensorMap, source_text
 
 OPS = PASSES[:2]
@@ -32,7 +32,8 @@ def test_in_place(name, dtype, schedule):
     with emulated(SCHEDULES[schedule]) as provider:
         for op in OPS:
             y = run(op, case, channels_last(x, dtype), DeviceArray(laid_out(w, kind, "contiguous")),
-                    device(b.astype(kind)), channels_last(dy, dtype), "wgmma", None)
+                    device(b.astype(kind)), channels_last(dy, dtype), tiled("wgmma", op, f"{name} {dtype} {schedule}"),
+                    None)
             assert_close(host(y), right[op], 1, magnitude=case.reduction[op] ** 0.5)
     names = {launched.kernel.name for launched in provider.launched}
     assert names == ({"conv_wgmma", "pack_weights"} if case.x[0] else set())
@@ -65,7 +66,7 @@ ROWS = list(every() if LONG else drawn())
 @pytest.mark.parametrize(("name", "op", "dtype", "layouts", "schedule"), ROWS)
 def test_matrix(name, op, dtype, layouts, schedule):
     case = CONVS[name]
-    check(op, case, dtype_named(dtype), layouts, schedule, "wgmma", exact(case, dtype))
+    check(op, case, dtype_named(dtype), layouts, schedule, tiled("wgmma", op, f"{name} {dtype}"), exact(case, dtype))
 
 
 def test_most_cases_are_served():
@@ -145,7 +146,7 @@ def test_the_map_that_the_driver_is_asked_for(monkeypatch):
 @pytest.mark.parametrize("first", [True, False])
 def test_the_longer_name_of_an_architecture_wins(first):
     """CuPy adds the GPU's own, sm_90, behind ours."""
-    defines = (("FC_DTYPE", 2), ("BN", 128), ("AXES", 2), ("OUT_PIXELS_FAST", 0))
+    defines = (("FC_DTYPE", 2), *tiles.WGMMA[0].defines, ("AXES", 2), ("OUT_PIXELS_FAST", 0))
     names = ("sm_90a", "sm_90") if first else ("sm_90", "sm_90a")
     compiled = compile_source(source_text("conv_wgmma.cu"), names[0], defines, f"-arch={names[1]}")
     assert "wgmma.mma_async" in compiled.ptx

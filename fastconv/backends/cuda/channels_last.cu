@@ -3,7 +3,6 @@
 // threads read along the axis that lies closer together, channels if CHANNELS_FAST, and write runs of 16 bytes.
 #include "prim.cuh"
 #include "lattice.cuh"
-#include "mma.cuh"
 
 #define NT 256
 #define PIXELS 64
@@ -14,9 +13,6 @@ struct Source {
   int64 strides[5];
   int size[3];
   int batch, groups, channels, padded; // channels of a group, and that many with zeros behind
-};
-struct __attribute__((aligned(16))) Run {
-  element v[RUN];
 };
 
 extern "C" __global__ void __launch_bounds__(NT, 4)

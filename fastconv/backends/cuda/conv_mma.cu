@@ -3,29 +3,32 @@
 // each step, which copies of cp.async bring in STAGES steps ahead. `in` has its channels side by side, in whole runs (the
 // last one may be padded with zeros); w comes packed as [group, k][tap][c], padded alike (pack_weights.cu).
 //
-// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32), a tile of BM x BN, by 8 warps of 64 x BN / 4, and whether
-// neighbouring pixels of `out` lie closer together than neighbouring channels: OUT_PIXELS_FAST.
+// Compiled for a dtype (FC_DTYPE; float32 is computed in TF32), a tile of BM x BN, by 8 warps of 64 x BN / 4, in STAGES
+// stages, BLOCKS of which share a multiprocessor, and whether neighbouring pixels of `out` lie closer together than
+// neighbouring channels: OUT_PIXELS_FAST.
 #include "prim.cuh"
 #include "lattice.cuh"
 #include "mma.cuh"
+#include "results.cuh"
 
 #define NT 256
-#define STAGES 4
 #define BK (4 * RUN)
 #define LD (BK + RUN) // of a row in shared memory: rows start in different banks
 #define MI 4          // fragments of a warp: 4 x 16 rows, NI x 8 columns
 #define NI (BN / 4 / 8)
 #define A_COPIES (BM * 4 / NT)
 #define B_COPIES (BN * 4 / NT)
-#define LDO (BM + 4) // of a channel, when results go through shared memory
+// Results go through shared memory, by channels or by pixels; those that a warp stores at once lie in different banks.
+#define LDO (OUT_PIXELS_FAST ? BM + 4 : BN + 8)
 
-extern "C" __global__ void __launch_bounds__(NT, 2)
+extern "C" __global__ void __launch_bounds__(NT, BLOCKS)
     conv_mma(const element *__restrict__ in, const element *__restrict__ w, const element *__restrict__ bias,
              const element *__restrict__ add, element *__restrict__ out, const Lattice l, const Digits advance,
              const int steps, const int relu) {
   FC_SMEM(memory);
   element *as = reinterpret_cast<element *>(memory); // [STAGES][BM][LD]
   element *bs = as + STAGES * BM * LD;               // [STAGES][BN][LD]
+  Target *targets = reinterpret_cast<Target *>(bs + STAGES * BN * LD); // [BM]
   const int tid = threadIdx.x, lane = tid % 32, warp_m = tid / 32 % 2, warp_n = tid / 64, group = blockIdx.z;
   const int64 m0 = (int64)blockIdx.x * BM;
   const int n0 = blockIdx.y * BN, chunk = tid % 4 * RUN;
@@ -72,6 +75,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     if (s < steps) load(s);
     fc::cp_commit();
   }
+  find_targets<NT, BM>(l, m0, targets);
   for (int k = 0; k < steps; k++) {
     fc::cp_wait<STAGES - 2>();
     __syncthreads();
@@ -107,39 +111,27 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
       multiply(sums, fa, fb);
     }
   }
-#if OUT_PIXELS_FAST
-  // Through shared memory, so that a warp writes neighbouring pixels of one channel.
-  float *results = reinterpret_cast<float *>(memory); // [BN][LDO]
+  float *results = reinterpret_cast<float *>(memory); // [BN][LDO] or [BM][LDO]
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < MI; i++)
 #pragma unroll
     for (int j = 0; j < NI; j++)
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        results[(warp_n * (BN / 4) + j * 8 + lane % 4 * 2 + e % 2) * LDO + warp_m * (BM / 2) + i * 16 + lane / 4 + e / 2 * 8] =
-            sums[i][j][e];
-  __syncthreads();
-  write_pixels<NT, BM, BN, LDO>(l, results, pixels, m0, n0, group, bias, add, out, relu);
+      for (int h = 0; h < 2; h++) {
+        const int m = warp_m * (BM / 2) + i * 16 + lane / 4 + h * 8, n = warp_n * (BN / 4) + j * 8 + lane % 4 * 2;
+        const float2 pair = {sums[i][j][h * 2], sums[i][j][h * 2 + 1]};
+#if OUT_PIXELS_FAST
+        results[n * LDO + m] = pair.x, results[(n + 1) * LDO + m] = pair.y;
 #else
-#pragma unroll
-  for (int i = 0; i < MI; i++)
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int64 m = m0 + warp_m * (BM / 2) + i * 16 + lane / 4 + h * 8;
-      if (m >= pixels) continue;
-      const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
-      const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
-#pragma unroll
-      for (int j = 0; j < NI; j++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          const int n = n0 + warp_n * (BN / 4) + j * 8 + lane % 4 * 2 + e;
-          if (n >= l.out_channels) continue;
-          const int64 channel = (int64)group * l.out_channels + n;
-          out[to + channel * l.out_strides[1]] = finished(l, sums[i][j][h * 2 + e], bias, add, from, channel, relu);
-        }
-    }
+        *reinterpret_cast<float2 *>(&results[m * LDO + n]) = pair;
+#endif
+      }
+  __syncthreads();
+#if OUT_PIXELS_FAST
+  write_pixels<NT, BM, BN, LDO>(l, results, targets, pixels, m0, n0, group, bias, add, out, relu);
+#else
+  write_channels<NT, BM, BN, LDO>(l, results, targets, pixels, m0, n0, group, bias, add, out, relu);
 #endif
 }
 FC_EXPORT(conv_mma)

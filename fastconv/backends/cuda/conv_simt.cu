@@ -6,6 +6,7 @@
 #include "prim.cuh"
 #include "lattice.cuh"
 #include "simt.cuh"
+#include "results.cuh"
 
 #define NA (BM * BK / NT) // values that a thread loads of each tile
 #define NB ((BN * BK + NT - 1) / NT)
@@ -13,6 +14,9 @@
 struct Column { // one step in depth
   Place in;
   int64 w;
+};
+struct __attribute__((aligned(16 / sizeof(real) * sizeof(element)))) Results {
+  element v[16 / sizeof(real)];
 };
 
 extern "C" __global__ void __launch_bounds__(NT, 2)
@@ -105,6 +109,7 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     __syncthreads();
   }
 
+  const bool whole = whole_runs<FC_PACK>(l, nullptr, out);
 #pragma unroll
   for (int i = 0; i < TM; i++) {
     const int64 m = m0 + in_tile(i, ty, BM / TM);
@@ -112,11 +117,20 @@ extern "C" __global__ void __launch_bounds__(NT, 2)
     const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
     const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
 #pragma unroll
-    for (int j = 0; j < TN; j++) {
-      const int n = n0 + in_tile(j, tx, BN / TN);
-      if (n >= l.out_channels) continue;
-      const int64 channel = (int64)group * l.out_channels + n;
-      out[to + channel * l.out_strides[1]] = finished(l, sums[i][j], bias, add, from, channel, relu);
+    for (int j = 0; j < TN; j += FC_PACK) {
+      const int left = l.out_channels - n0 - in_tile(j, tx, BN / TN);
+      const int64 channel = (int64)(group + 1) * l.out_channels - left;
+      Results results;
+#pragma unroll
+      for (int k = 0; k < FC_PACK; k++)
+        if (k < left) results.v[k] = finished(l, sums[i][j + k], bias, add, from, channel + k, relu);
+      if (whole && left > 0) {
+        *reinterpret_cast<Results *>(&out[to + channel]) = results;
+      } else {
+#pragma unroll
+        for (int k = 0; k < FC_PACK; k++)
+          if (k < left) out[to + (channel + k) * l.out_strides[1]] = results.v[k];
+      }
     }
   }
 }

@@ -4,17 +4,18 @@
 // to a multiple of BK); two warpgroups multiply, each 64 rows. `full` says that a stage has come, `empty` that both
 // warpgroups have done with it.
 //
-// Compiled for a dtype of 16 bits (FC_DTYPE), a tile of BM x BN, the spatial axes of the map (AXES: 2 or 3), and whether
+// Compiled for a dtype of 16 bits (FC_DTYPE), a tile of 128 x BN (BM: 128) in STAGES stages, BLOCKS of which share a
+// multiprocessor, the spatial axes of the map (AXES: 2 or 3), and whether
 // neighbouring pixels of `out` lie closer together than neighbouring channels: OUT_PIXELS_FAST.
 #include "prim.cuh"
 #include "lattice.cuh"
+#include "results.cuh"
 
-#define NT 384
-#define BM 128
+#define NT 288 // two warpgroups that multiply, and a warp that copies
 #define BK 64 // elements, 128 bytes: a row of a tile
-#define STAGES 4
 #define CONSUMERS 8 // warps
-#define LDO (BM + 4) // of a channel, when results go through shared memory
+// Results go through shared memory, by channels or by pixels; those that a warp stores at once lie in different banks.
+#define LDO (OUT_PIXELS_FAST ? BM + 4 : BN + 8)
 
 typedef unsigned long long barrier_t;
 
@@ -31,7 +32,7 @@ __device__ __forceinline__ void multiply(float (&d)[BN / 2], unsigned long long 
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(NT, 1)
+extern "C" __global__ void __launch_bounds__(NT, BLOCKS)
     conv_wgmma(const __grid_constant__ fc::TensorMap in, const __grid_constant__ fc::TensorMap w,
                const element *__restrict__ bias, const element *__restrict__ add, element *__restrict__ out,
                const Lattice l, const int blocks, const int relu) {
@@ -42,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(NT, 1)
   element *bs = as + STAGES * BM * BK;                                   // [STAGES][BN][BK]
   barrier_t *full = reinterpret_cast<barrier_t *>(bs + STAGES * BN * BK); // [STAGES]
   barrier_t *empty = full + STAGES;                                      // [STAGES]
+  Target *targets = reinterpret_cast<Target *>(empty + STAGES);          // [BM]
   const int tid = threadIdx.x, lane = tid % 32;
   const int64 m0 = (int64)blockIdx.x * BM;
   const int n0 = blockIdx.y * BN;
@@ -57,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(NT, 1)
   }
   __syncthreads();
   float sums[BN / 2] = {};
-  const int row = tid / 32 % 4 * 16 + lane / 4, consumer = tid / 128 - 1; // -1: of the first warpgroup one thread copies
-  if (tid == 0) {
+  const int row = tid / 32 % 4 * 16 + lane / 4, consumer = tid / 128;
+  if (tid == CONSUMERS * 32) {
     const Digits p = to_digits(m0, l.out_size[2], l.out_size[1], l.out_size[0]);
     const int x = p.v[0] * l.step[2] + l.tap_at[2], y = p.v[1] * l.step[1] + l.tap_at[1];
     Digits t = {{0, 0, 0, 0}}; // block of channels, tap width, height, depth
@@ -82,7 +84,8 @@ extern "C" __global__ void __launch_bounds__(NT, 1)
         }
       }
     }
-  } else if (consumer >= 0) {
+  } else if (tid < CONSUMERS * 32) {
+    find_targets<CONSUMERS * 32, BM>(l, m0, targets);
     for (int k = 0; k < steps; k++) {
       const int stage = k % STAGES;
       fc::mbarrier_wait(&full[stage], k / STAGES & 1);
@@ -98,30 +101,24 @@ extern "C" __global__ void __launch_bounds__(NT, 1)
     fc::wgmma_wait<0>();
   }
   __syncthreads();
+  float *results = reinterpret_cast<float *>(tiles); // [BN][LDO] or [BM][LDO]
+  if (tid < CONSUMERS * 32) {
+#pragma unroll
+    for (int i = 0; i < BN / 2; i += 2) {
+      const int m = consumer * 64 + row + i / 2 % 2 * 8, n = i / 4 * 8 + lane % 4 * 2;
 #if OUT_PIXELS_FAST
-  float *results = reinterpret_cast<float *>(tiles); // [BN][LDO]
-  if (consumer >= 0) {
-#pragma unroll
-    for (int i = 0; i < BN / 2; i++)
-      results[(i / 4 * 8 + lane % 4 * 2 + i % 2) * LDO + consumer * 64 + row + i / 2 % 2 * 8] = sums[i];
-  }
-  __syncthreads();
-  write_pixels<NT, BM, BN, LDO>(l, results, pixels, m0, n0, 0, bias, add, out, relu);
+      results[n * LDO + m] = sums[i], results[(n + 1) * LDO + m] = sums[i + 1];
 #else
-  if (consumer < 0) return;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int64 m = m0 + consumer * 64 + row + h * 8;
-    if (m >= pixels) continue;
-    const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
-    const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
-#pragma unroll
-    for (int i = 0; i < BN / 2; i++) {
-      const int n = n0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (i / 2 % 2 == h && n < l.out_channels)
-        out[to + n * l.out_strides[1]] = finished(l, sums[i], bias, add, from, n, relu);
+      *reinterpret_cast<float2 *>(&results[m * LDO + n]) = {sums[i], sums[i + 1]};
+#endif
     }
   }
+  __syncthreads();
+  if (tid >= CONSUMERS * 32) return;
+#if OUT_PIXELS_FAST
+  write_pixels<CONSUMERS * 32, BM, BN, LDO>(l, results, targets, pixels, m0, n0, 0, bias, add, out, relu);
+#else
+  write_channels<CONSUMERS * 32, BM, BN, LDO>(l, results, targets, pixels, m0, n0, 0, bias, add, out, relu);
 #endif
 }
 FC_EXPORT(conv_wgmma)

@@ -84,27 +84,14 @@ __device__ __forceinline__ void set_outside(Place &p) {
   p.at[0] = p.at[1] = p.at[2] = FC_OUTSIDE;
   p.offset = 0;
 }
+__device__ __forceinline__ element rectified(real v, int relu) {
+  if (relu && v < real(0)) v = real(0); // NaN stays
+  return to_element(v);
+}
 // What becomes of a sum: bias, residual, ReLU. `from` is where the pixel starts in `add`.
 __device__ __forceinline__ element finished(const Lattice &l, real v, const element *bias, const element *add, int64 from,
                                             int64 channel, int relu) {
   if (bias) v += to_real(bias[channel]);
   if (add) v += to_real(add[from + channel * l.add_strides[1]]);
-  if (relu && v < real(0)) v = real(0); // NaN stays
-  return to_element(v);
-}
-// What THREADS threads write of a tile, ROWS of all `pixels` from m0 on and COLUMNS channels of a group from n0 on, whose
-// sums are in shared memory, LD for each channel: a warp writes neighbouring pixels of one channel.
-template <int THREADS, int ROWS, int COLUMNS, int LD>
-__device__ __forceinline__ void write_pixels(const Lattice &l, const float *sums, int64 pixels, int64 m0, int n0,
-                                             int group, const element *bias, const element *add, element *out, int relu) {
-  const int row = threadIdx.x % ROWS;
-  const int64 m = m0 + row;
-  if (m >= pixels) return;
-  const Digits p = to_digits(m, l.out_size[2], l.out_size[1], l.out_size[0]);
-  const int64 to = l.out_offset + pixel_out(l.out_strides, p), from = l.add_offset + pixel_out(l.add_strides, p);
-#pragma unroll 4
-  for (int n = threadIdx.x / ROWS; n < COLUMNS && n0 + n < l.out_channels; n += THREADS / ROWS) {
-    const int64 channel = (int64)group * l.out_channels + n0 + n;
-    out[to + channel * l.out_strides[1]] = finished(l, sums[n * LD + row], bias, add, from, channel, relu);
-  }
+  return rectified(v, relu);
 }

@@ -66,6 +66,8 @@ class Plan(NamedTuple):
 
     Attributes
     ----------
+    algorithm
+        With the tile, where the call forced one.
     launches
         Empty where there is nothing to compute.
     covers

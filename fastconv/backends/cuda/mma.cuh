@@ -1,6 +1,5 @@
 // The product of a warp on tensor cores (mma.sync, sm_80 on), sums in float32: of 16 bits, or of float32 in TF32.
-#define RUN ((int)(16 / sizeof(element))) // elements of one copy of cp.async
-#define MMA_DEPTH (2 * RUN)               // 8 of TF32, 16 of 16 bits
+#define MMA_DEPTH (2 * RUN) // 8 of TF32, 16 of 16 bits
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #if FC_DTYPE == FC_FLOAT32
   fc::mma_tf32(d, a, b);

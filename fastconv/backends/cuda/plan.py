@@ -30,12 +30,15 @@ from fastconv.backends.cuda.tensor_cores import (
     weight_grad_mma,
     wgmma_refuses,
 )
-from fastconv.backends.cuda.tiles import Tile, ceil_div
+from fastconv.backends.cuda.tiles import CoreTile, Tile, ceil_div
 from fastconv.backends.lattice import Lattice
 from fastconv.problem import ConvProblem
 
 ALGORITHMS = ("auto", "direct", "simt", "mma", "wgmma")
-"""What a call may ask for; "simt 64x64" forces a tile too. "auto" never takes "wgmma", which no GPU has confirmed."""
+"""What a call may ask for; "simt 64x64" forces a tile too."""
+# What "auto" takes for 16 bits, the first that can run a problem; not "wgmma", which is not measured yet. TF32 rounds
+# more than float32, so that it is never chosen; of 16 bits tensor cores are exact.
+SHORT = ("mma",)
 
 # Groups of at most this many channels run without tiles.
 NARROW_GROUP = 8
@@ -70,28 +73,45 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         If the GPU backend has no such algorithm, or it cannot run this problem.
     """
     name, _, tile = algorithm.partition(" ")
-    if name not in ALGORITHMS or (tile and name == "simt" and tile not in [t.name for t in tiles.SIMT[problem.dtype]]):
+    if name not in ALGORITHMS or (tile and tile not in [t.name for t in tiles_of(problem, op, name)]):
         raise ValueError(f"{op}: algorithm is {algorithm!r}, but for arrays on the GPU one of "
                          f"{', '.join(map(repr, ALGORITHMS))} is needed. Hint: 'auto' lets fastconv choose")
     _check_sizes(problem, op)
-    refused = wgmma_refuses(problem, op, capability) if name == "wgmma" else mma_refuses(problem, capability)
-    if name in ("mma", "wgmma") and refused:
+    refused = refuses(problem, op, name, capability)
+    if refused:
         raise ValueError(f"{op}: algorithm is {name!r}, but that cannot run this problem: {refused}. "
                          "Hint: algorithm='auto'")
     if name == "auto":
-        # TF32 rounds more than float32, so that it is never chosen; for 16 bits tensor cores are exact.
-        short = problem.dtype in SHORT_FLOATS and not refused
-        name = "direct" if _narrow(problem) else "mma" if short else "simt"
+        short = SHORT if problem.dtype in SHORT_FLOATS else ()
+        name = "direct" if _narrow(problem) else next(
+            (core for core in short if refuses(problem, op, core, capability) is None), "simt")
     if name in ("mma", "wgmma"):
-        return _mma_plan(problem, op, name, relu, multiprocessors, aligned)
+        return _mma_plan(problem, op, name, relu, tile, multiprocessors, aligned)
+    forced = f"{name} {tile}".rstrip()
     if op == "conv_weight_grad":
         first, splits = (_weight_grad_direct(problem, multiprocessors) if name == "direct"
                          else _weight_grad_simt(problem, tile, multiprocessors))
-        return _weight_grad_plan(problem, name, first, splits)
+        return _weight_grad_plan(problem, forced, first, splits)
     parts, covers = parts_of(problem, op)
     launches = tuple(_direct(part, problem.dtype, relu) if name == "direct"
                      else _simt(part, problem.dtype, relu, tile, multiprocessors) for part in parts)
-    return Plan(problem, op, name, launches, covers, relu)
+    return Plan(problem, op, forced, launches, covers, relu)
+
+
+def tiles_of(problem: ConvProblem, op: str, name: str) -> tuple[Tile, ...] | tuple[CoreTile, ...]:
+    """The tiles that a call may force of an algorithm."""
+    if name == "simt":
+        return tiles.SIMT[problem.dtype]
+    if op == "conv_weight_grad":
+        return ()
+    return {"mma": tiles.MMA, "wgmma": tiles.WGMMA}.get(name, ())
+
+
+def refuses(problem: ConvProblem, op: str, name: str, capability: tuple[int, int]) -> str | None:
+    """Why an algorithm cannot run this, or None."""
+    if name == "wgmma":
+        return wgmma_refuses(problem, op, capability)
+    return mma_refuses(problem, capability) if name == "mma" else None
 
 
 def _narrow(problem: ConvProblem) -> bool:
@@ -131,7 +151,8 @@ def _smem(tile: Tile, size: int, tables: int) -> int:
     return 2 * tile.bk * (tile.bm + tile.bn + 2 * pack) * size + tables
 
 
-def _mma_plan(problem: ConvProblem, op: str, name: str, relu: bool, multiprocessors: int, aligned: bool) -> Plan:
+def _mma_plan(problem: ConvProblem, op: str, name: str, relu: bool, tile: str, multiprocessors: int,
+              aligned: bool) -> Plan:
     reads_x, reads_y = op != "conv_input_grad", op != "conv"
     each = problem.in_channels // problem.groups, problem.out_channels // problem.groups
     x, y = (image_layout(problem, size, strides, channels, aligned) if reads else (strides, channels, None)
@@ -146,8 +167,9 @@ def _mma_plan(problem: ConvProblem, op: str, name: str, relu: bool, multiprocess
         return _weight_grad_plan(problem, name, first, splits)._replace(copies=copies, in_place=in_place)
     parts, covers = parts_of(there, op)
     make = conv_mma if name == "mma" else conv_wgmma
-    launches = tuple(make(part, problem.dtype, relu, x[1] if op == "conv" else y[1]) for part in parts)
-    return Plan(problem, op, name, launches, covers, relu, copies=copies, in_place=in_place)
+    channels = x[1] if op == "conv" else y[1]
+    launches = tuple(make(part, problem.dtype, relu, channels, tile, multiprocessors) for part in parts)
+    return Plan(problem, op, f"{name} {tile}".rstrip(), launches, covers, relu, copies=copies, in_place=in_place)
 
 
 def _weight_grad_simt(problem: ConvProblem, tile_name: str, multiprocessors: int) -> tuple[Launch, int]:

@@ -112,12 +112,15 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
 }
 #define FC_D8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define FC_D64(i) \
-  FC_D8(i), FC_D8(i + 8), FC_D8(i + 16), FC_D8(i + 24), FC_D8(i + 32), FC_D8(i + 40), FC_D8(i + 48), FC_D8(i + 56)
-#define FC_R64 \
+#define FC_D32(i) FC_D8(i), FC_D8(i + 8), FC_D8(i + 16), FC_D8(i + 24)
+#define FC_D64(i) FC_D32(i), FC_D32(i + 32)
+#define FC_R32 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
-  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51," \
-  "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+  "%27,%28,%29,%30,%31"
+#define FC_R64 \
+  FC_R32 "," \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56," \
+  "%57,%58,%59,%60,%61,%62,%63"
 #define FC_R128 \
   FC_R64 "," \
   "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88," \
@@ -130,8 +133,10 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait() {
                  : __VA_ARGS__                                                                                        \
                  : "l"(a), "l"(b));                                                                                   \
   }
+FC_WGMMA(wgmma_half, "m64n64k16.f32.f16.f16", 32, FC_R32, "%32, %33", FC_D32(0))
 FC_WGMMA(wgmma_half, "m64n128k16.f32.f16.f16", 64, FC_R64, "%64, %65", FC_D64(0))
 FC_WGMMA(wgmma_half, "m64n256k16.f32.f16.f16", 128, FC_R128, "%128, %129", FC_D64(0), FC_D64(64))
+FC_WGMMA(wgmma_bfloat16, "m64n64k16.f32.bf16.bf16", 32, FC_R32, "%32, %33", FC_D32(0))
 FC_WGMMA(wgmma_bfloat16, "m64n128k16.f32.bf16.bf16", 64, FC_R64, "%64, %65", FC_D64(0))
 FC_WGMMA(wgmma_bfloat16, "m64n256k16.f32.bf16.bf16", 128, FC_R128, "%128, %129", FC_D64(0), FC_D64(64))
 #endif
@@ -154,6 +159,11 @@ typedef float element;
 #elif FC_DTYPE == FC_FLOAT16 || FC_DTYPE == FC_BFLOAT16
 typedef uint16_t element;
 #endif
+// As many elements as one access of 16 bytes moves.
+#define RUN ((int)(16 / sizeof(element)))
+struct __attribute__((aligned(16))) Run {
+  element v[16 / sizeof(element)];
+};
 __device__ __forceinline__ real to_real(element v) {
 #if FC_DTYPE == FC_FLOAT16
   return fc::half_to_float(v);

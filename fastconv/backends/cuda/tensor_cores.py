@@ -12,7 +12,7 @@ from fastconv.backends import lattice
 from fastconv.backends.cuda import tiles
 from fastconv.backends.cuda.device import Kernel, TensorMap
 from fastconv.backends.cuda.launches import DTYPES, Copy, Launch, Pack, digits, parts_of, pixels_fast, structure
-from fastconv.backends.cuda.tiles import ceil_div
+from fastconv.backends.cuda.tiles import CoreTile, ceil_div
 from fastconv.backends.lattice import Lattice
 from fastconv.problem import ConvProblem
 from fastconv.problem.common import Strides
@@ -23,15 +23,15 @@ SOURCE = np.dtype([
     ("padded", np.int32)], align=True)
 COPY_TILE = 64, 32  # pixels and channels
 
-# Elements of 16 bytes, which copies to tensor cores move at once; the largest tile, and how many stages are in flight.
+# Elements of 16 bytes, which copies to tensor cores move at once; stages of a weight gradient that are in flight.
 MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
-MMA_TILE = 128, 128
 MMA_STAGES = 4
 MMA_CAPABILITY = 8, 0
-# The same of wgmma: pixels of a tile, and elements of 128 bytes. What maps of images hold, by spatial axes: corners of
-# the box from -n to n - 1, and offsets of taps; and the widest stride.
+TARGET = 16  # bytes, of results.cuh
+# The same of wgmma: elements of 128 bytes. What maps of images hold, by spatial axes: corners of the box from -n to
+# n - 1, and offsets of taps; and the widest stride.
 WGMMA_CAPABILITY = 9, 0
-WGMMA_TILE = 128, 64
+WGMMA_DEPTH = 64
 MAP_LIMITS = {2: (128, 255), 3: (16, 31)}
 MAP_STEPS = 8
 
@@ -114,33 +114,44 @@ def _weights_layout(s: Any, padded: int) -> Any:
     return padded, *(s[name].tobytes() for name in ("w_strides", "w_offset", "taps", "in_channels", "out_channels"))
 
 
-def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int) -> Launch:
+def _tile(table: tuple[CoreTile, ...], name: str, part: Lattice, multiprocessors: int) -> CoreTile:
+    allowed = tuple(t for t in table if name in ("", t.name))
+    return tiles.choose_core_tile(allowed, part.batch * math.prod(part.out_size), part.out_channels, part.groups,
+                                  multiprocessors)
+
+
+def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int, tile_name: str, multiprocessors: int) -> Launch:
     """`part` reads groups of `padded` channels."""
     code, _ = DTYPES[dtype]
-    bm, bn = MMA_TILE[0], min(MMA_TILE[1], 64 if part.out_channels <= 64 else 128)
-    run = MMA_RUN[dtype]
+    tile = _tile(tiles.MMA, tile_name, part, multiprocessors)
+    bm, bn, run = tile.bm, tile.bn, MMA_RUN[dtype]
     step = 4 * run
     s, taps = structure(part), len(part.tap_at)
     pack = _pack(part, s, dtype, padded)
     read = s.copy()
     read["in_channels"] = padded
     kernel = Kernel("conv_mma.cu", "conv_mma", (
-        ("FC_DTYPE", code), ("BM", bm), ("BN", bn),
+        ("FC_DTYPE", code), *tile.defines,
         ("OUT_PIXELS_FAST", int(pixels_fast(part.out_strides, part.out_channels * part.groups)))))
     rows = part.batch * math.prod(part.out_size)
     grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
     _, height, width = s["taps"].tolist()
     args = read, digits(4, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
-    return Launch(kernel, grid, (256,), args, MMA_STAGES * (bm + bn) * (step + run) * (16 // run), pack)
+    stages = tile.stages * (bm + bn) * (step + run) * (16 // run)
+    return Launch(kernel, grid, (256,), args, max(stages, _results(bm, bn)) + bm * TARGET, pack)
 
 
-def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int) -> Launch:
+def _results(bm: int, bn: int) -> int:
+    """Bytes of the results of a tile, which take the place of its operands."""
+    return 4 * max(bn * (bm + 4), bm * (bn + 8))
+
+
+def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int, tile_name: str, multiprocessors: int) -> Launch:
     """`part` reads `channels`."""
     code, _ = DTYPES[dtype]
     axes, s, taps = _image_axes(part), structure(part), len(part.tap_at)
-    bm, depth = WGMMA_TILE
-    bn = 128 if part.out_channels <= 128 else 256
-    blocks = ceil_div(channels, depth)
+    tile, depth = _tile(tiles.WGMMA, tile_name, part, multiprocessors), WGMMA_DEPTH
+    bm, bn, blocks = tile.bm, tile.bn, ceil_div(channels, depth)
     pack = _pack(part, s, dtype, blocks * depth)
     lower, upper = _box(s, axes)
     # An axis of one element has any stride, and the map wants a multiple of 16 bytes.
@@ -152,11 +163,12 @@ def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int) -> Launch:
     width = taps * blocks * depth
     weights = TensorMap((width, part.out_channels), (2 * width,), (depth, bn))
     kernel = Kernel("conv_wgmma.cu", "conv_wgmma", (
-        ("FC_DTYPE", code), ("BN", bn), ("AXES", axes),
+        ("FC_DTYPE", code), *tile.defines, ("AXES", axes),
         ("OUT_PIXELS_FAST", int(pixels_fast(part.out_strides, part.out_channels)))), "sm_90a")
     grid = ceil_div(part.batch * math.prod(part.out_size), bm), ceil_div(part.out_channels, bn)
-    smem = 1024 + MMA_STAGES * ((bm + bn) * depth * 2 + 2 * 8)
-    return Launch(kernel, grid, (384,), (s, np.int32(blocks), np.int32(relu)), smem, pack, (image, weights))
+    # As `_results` need less than the stages, barriers and targets lie behind those.
+    smem = 1024 + tile.stages * ((bm + bn) * depth * 2 + 2 * 8) + bm * TARGET
+    return Launch(kernel, grid, (288,), (s, np.int32(blocks), np.int32(relu)), smem, pack, (image, weights))
 
 
 def weight_grad_mma(problem: ConvProblem, in_channels: int, out_channels: int,

@@ -34,12 +34,38 @@ class Tile(NamedTuple):
         return ("BM", self.bm), ("BN", self.bn), ("BK", self.bk), ("TM", self.tm), ("TN", self.tn)
 
 
+class CoreTile(NamedTuple):
+    """A tile of `bm` x `bn` results for tensor cores, with operands of `stages` steps on their way.
+
+    `blocks` of them share a multiprocessor; `efficiency` is as for `Tile`.
+    """
+
+    bm: int
+    bn: int
+    stages: int
+    blocks: int
+    efficiency: float
+
+    @property
+    def name(self) -> str:
+        """"128x64"."""
+        return f"{self.bm}x{self.bn}"
+
+    @property
+    def defines(self) -> tuple[tuple[str, int], ...]:
+        """What the kernel is compiled with."""
+        return ("BM", self.bm), ("BN", self.bn), ("STAGES", self.stages), ("BLOCKS", self.blocks)
+
+
 # Each step of a thread reads tm + tn values of shared memory for tm * tn products.
 LARGE = Tile(128, 128, 8, 8, 8, 1.0)
 SMALL = Tile(64, 64, 16, 4, 4, 0.75)
 NARROW = Tile(128, 32, 16, 4, 4, 0.7)
 SIMT = {"float64": (SMALL, NARROW), "float32": (LARGE, SMALL, NARROW), "float16": (LARGE, SMALL, NARROW),
         "bfloat16": (LARGE, SMALL, NARROW)}
+# Each step of a block reads bm + bn rows for bm * bn products. Stages are what shared memory has room for.
+MMA = CoreTile(128, 128, 4, 2, 1.0), CoreTile(128, 64, 4, 2, 0.75)
+WGMMA = CoreTile(128, 256, 4, 1, 1.0), CoreTile(128, 128, 3, 2, 0.8), CoreTile(128, 64, 4, 2, 0.55)
 
 # Blocks that a multiprocessor runs at once: by registers and shared memory, two of 256 threads in any case.
 RESIDENT = 2
@@ -64,6 +90,16 @@ def choose_tile(tiles: tuple[Tile, ...], rows: int, columns: int, batches: int, 
         # While there is less than a wave, what counts is the time of one block.
         waves = max(blocks / (multiprocessors * RESIDENT), 1.0)
         return waves * tile.bm * tile.bn / tile.efficiency
+
+    return min(tiles, key=time)
+
+
+def choose_core_tile(tiles: tuple[CoreTile, ...], rows: int, columns: int, batches: int,
+                     multiprocessors: int) -> CoreTile:
+    """The same for tensor cores: time is that of the multiprocessor with the most blocks."""
+    def time(tile: CoreTile) -> float:
+        blocks = ceil_div(rows, tile.bm) * ceil_div(columns, tile.bn) * batches
+        return ceil_div(blocks, multiprocessors) * tile.bm * tile.bn / tile.efficiency
 
     return min(tiles, key=time)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -20,11 +21,9 @@ import numpy as np
 
 from fastconv import tune
 from fastconv.arrays import SHORT_FLOATS
-from fastconv.backends.cuda import tiles
 from fastconv.backends.cuda.conv import Run, WeightGradRun
 from fastconv.backends.cuda.device import bfloat16, provider
-from fastconv.backends.cuda.plan import plan_for
-from fastconv.backends.cuda.tensor_cores import mma_refuses
+from fastconv.backends.cuda.plan import plan_for, refuses, tiles_of
 from fastconv.problem import ConvProblem
 
 Array = Any  # of the provider
@@ -36,13 +35,13 @@ class Algorithm(NamedTuple):
     name: str
 
 
-def candidates(problem: ConvProblem, predicted: str) -> list[str]:
+def candidates(problem: ConvProblem, op: str, predicted: str) -> list[str]:
     """What is worth trying. Tensor cores round float32 to eleven bits, so that they are for 16 bits only."""
-    found = [f"simt {tile.name}" for tile in tiles.SIMT[problem.dtype]]
-    if problem.groups > 1:
-        found.append("direct")
-    if problem.dtype in SHORT_FLOATS and mma_refuses(problem, provider().capability()) is None:
-        found.append("mma")
+    cores = ("mma", "wgmma") if problem.dtype in SHORT_FLOATS else ()
+    names = ["simt", *["direct"] * (problem.groups > 1),
+             *(name for name in cores if refuses(problem, op, name, provider().capability()) is None)]
+    found = itertools.chain.from_iterable(
+        [f"{name} {tile.name}" for tile in tiles_of(problem, op, name)] or [name] for name in names)
     return list(dict.fromkeys([predicted, *found]))
 
 
@@ -55,7 +54,7 @@ def choose(problem: ConvProblem, op: str) -> str:
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
             measured = tuple((str(name), float(seconds)) for name, seconds in entry["seconds"].items())
             name = entry["algorithm"]
-            if name in candidates(problem, _predicted(problem, op)) and name in dict(measured):
+            if name in candidates(problem, op, _predicted(problem, op)) and name in dict(measured):
                 return _choice(problem, op, name, measured)
         return None
 
@@ -70,16 +69,16 @@ def _predicted(problem: ConvProblem, op: str) -> str:
     """What the heuristic takes, with the tile of its largest launch."""
     device = provider()
     plan = plan_for(problem, op, "auto", False, device.multiprocessors(), device.capability())
-    if plan.algorithm != "simt" or not plan.launches:
+    if not plan.launches or not tiles_of(problem, op, plan.algorithm):
         return plan.algorithm
     first = max(plan.launches, key=lambda launch: math.prod(launch.grid) if "BM" in dict(launch.kernel.defines) else 0)
     defines = dict(first.kernel.defines)
-    return f"simt {defines['BM']}x{defines['BN']}"
+    return f"{plan.algorithm} {defines['BM']}x{defines['BN']}"
 
 
 def _try(problem: ConvProblem, op: str) -> tune.Choice:
     predicted = _predicted(problem, op)
-    runs = {name: _runner(problem, op, name) for name in candidates(problem, predicted)}
+    runs = {name: _runner(problem, op, name) for name in candidates(problem, op, predicted)}
     best, winner = tune.race(runs, predicted, provider().seconds)
     return _choice(problem, op, winner, tuple(best.items()))
 
