@@ -4,6 +4,7 @@ Skipped where CuPy finds none. ``-k small`` picks the cases for compute-sanitize
 """
 
 import importlib.util
+import itertools
 import random
 
 import numpy as np
@@ -12,7 +13,7 @@ from cases import CONVS, LAYOUTS, laid_out
 from test_cuda_conv import ALGORITHMS
 from test_cuda_mma import CASES as MMA_CASES
 from test_cuda_mma import DTYPES as MMA_DTYPES
-from test_cuda_mma import dtype_named, exact
+from test_cuda_mma import dtype_named, exact, tiled
 from test_cuda_wgmma import served
 from test_matrix_conv import PASSES, expected, operands, reference_of
 from test_matrix_conv import run as run_conv
@@ -22,6 +23,7 @@ from tolerance import assert_close
 
 from fastconv import functional, models, nn
 from fastconv.backends import cuda
+from fastconv.backends.cuda import tiles
 from fastconv.training import optim
 
 pytestmark = pytest.mark.gpu
@@ -85,7 +87,7 @@ def test_conv_on_tensor_cores(cupy, name, op, dtype):
         pytest.skip("tensor cores of compute capability 8.0 are needed")
     draw = random.Random(f"{name} {op} {dtype}")
     for layout in ("contiguous", "channels_last", draw.choice(list(LAYOUTS))):
-        check_mma(cupy, CONVS[name], op, dtype, layout)
+        check_mma(cupy, CONVS[name], op, dtype, layout, tiled("mma", op, f"{name} {layout}"))
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
@@ -105,8 +107,8 @@ def test_wgmma(cupy, name, op):
     case = MMA_CASES.get(name) or CONVS[name]
     if not served(case):
         pytest.skip("the map does not hold it")
-    for layout in ("contiguous", "channels_last"):
-        check_mma(cupy, case, op, "float16", layout, "wgmma")
+    for layout, tile in itertools.product(("contiguous", "channels_last"), tiles.WGMMA):
+        check_mma(cupy, case, op, "float16", layout, f"wgmma {tile.name}")
 
 
 @pytest.mark.parametrize("name", ["several tiles", "stride, dilation, padding", "depth"])
