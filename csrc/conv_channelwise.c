@@ -7,8 +7,8 @@
 #include "kernels.h"
 
 /* Multiply-adds worth a task; bytes of a transposed block that stay near, of a padded copy that stays in L1; pixels of a row
- * that are copied at a time. */
-enum { TASK_MACS = 128 * 1024, NEAR = 96 * 1024, HELD = 24 * 1024, SEGMENT = 1024 };
+ * that are copied at a time; shorter rows would leave most lanes empty. */
+enum { TASK_MACS = 128 * 1024, NEAR = 96 * 1024, HELD = 24 * 1024, SEGMENT = FC_EDGE_COLUMNS, EDGE_COLUMNS_LEAST = 5 };
 
 /* The taps as a box: counts and distances along each axis, all ascending. */
 static void find_box(fc_channelwise *p) {
@@ -30,6 +30,27 @@ static void find_box(fc_channelwise *p) {
     }
 }
 
+/* Whether depthwise_edges computes it. */
+static int has_edges(const fc_channelwise *p) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    return k->edge_rows && !p->picked && l->out_size[1] >= k->edge_rows && l->out_size[2] >= EDGE_COLUMNS_LEAST &&
+           l->step[1] == 1 && l->step[2] == 1 && p->count[1] == 3 && p->count[2] == 3 && p->spacing[1] == 1 &&
+           p->spacing[2] == 1 && l->in_stride[4] == 1 && l->out_stride[4] == 1;
+}
+
+/* Tasks of whole planes, or of bands of at least edge_rows rows. */
+static void block_edges(fc_channelwise *p) {
+    const fc_lattice *l = &p->l;
+    const int64_t rows = l->out_size[1], of_row = max64(l->out_size[0], 1) * p->columns * l->taps;
+    const int64_t least = ((const fc_kernels *)l->kernels)->edge_rows;
+    p->bands = max64(rows / max64(ceil_div(TASK_MACS, of_row), least), 1);
+    while (p->bands > 1 && rows - (p->bands - 1) * ceil_div(rows, p->bands) < least) p->bands--;
+    p->band = ceil_div(rows, p->bands);
+    p->channels = even_piece(l->groups, min64(max64(TASK_MACS / (of_row * p->band), 1), l->groups));
+    p->tasks = l->batch * p->bands * p->segments * ceil_div(l->groups, p->channels);
+}
+
 void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
@@ -41,9 +62,10 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
     p->pack_tasks = p->blocks;
     p->packed_bytes = p->blocks * l->taps * l->in_channels * k->vl * real_bytes;
 
+    p->edges = has_edges(p);
     if (l->in_stride[1] == 1 && l->out_stride[1] == 1 && l->groups * min64(l->in_channels, l->out_channels) >= k->vl)
         p->form = FC_BY_CHANNELS;
-    else if (!p->picked && (out[2] * l->step[2] > k->vl || l->groups < k->vl)) /* shorter rows leave lanes empty */
+    else if (p->edges || (!p->picked && (out[2] * l->step[2] > k->vl || l->groups < k->vl))) /* rows that fill lanes */
         p->form = FC_BY_PIXELS;
     else
         p->form = FC_BY_BLOCKS;
@@ -54,6 +76,11 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
     if (p->form == FC_BY_PIXELS) {
         p->columns = min64(p->columns, SEGMENT);
         p->segments = ceil_div(out[2], p->columns);
+    }
+    if (p->form == FC_BY_PIXELS && p->edges) {
+        block_edges(p);
+        bytes = align64(p->count[0] * (int64_t)sizeof(real *));
+    } else if (p->form == FC_BY_PIXELS) {
         p->slots = min64(p->extent[0], max64(l->in_size[0], 1));
         /* Rows are read and written in whole vectors, and what is read behind a row is not used. */
         const int64_t step = l->step[2], lead = max64(-p->first[2], 0);
@@ -109,27 +136,38 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
     p->workspace_bytes = bytes;
 }
 
-/* w[block][tap row][channel of the group][tap][lane] */
+/* The tap of the lattice that is number i of the ascending box. */
+static int64_t tap_of(const fc_channelwise *p, int64_t i) {
+    const int64_t at[3] = {i / (p->count[1] * p->count[2]), i / p->count[2] % p->count[1], i % p->count[2]};
+    int64_t tap = 0;
+    for (int a = 0; a < 3; a++) tap = tap * p->count[a] + (p->flipped[a] ? p->count[a] - 1 - at[a] : at[a]);
+    return tap;
+}
+
+/* w[block][tap row][channel of the group][tap][lane]; by pixels w[channel][tap] */
 void FC_NAME(fc_channelwise_pack)(const fc_channelwise *p, const void *w_, void *packed_, int64_t task) {
     const fc_lattice *l = &p->l;
     const int64_t vl = ((const fc_kernels *)l->kernels)->vl, lanes = p->block_groups * l->out_channels;
     const int64_t group = min64(task * p->block_groups, l->groups - p->block_groups);
+    const real *w = w_;
+    if (p->form == FC_BY_PIXELS) {
+        const int64_t from = task * p->block_groups, to = min64(from + p->block_groups, l->groups);
+        for (int64_t i = 0; i < l->taps; i++) {
+            const real *of_tap = w + l->tap_w[tap_of(p, i)];
+            for (int64_t c = from; c < to; c++) ((real *)packed_)[c * l->taps + i] = of_tap[c * l->w_stride[0]];
+        }
+        return;
+    }
     real *to = (real *)packed_ + task * vl * l->taps * l->in_channels;
-    for (int64_t row = 0; row < p->count[0] * p->count[1]; row++) {
-        int64_t d = row / p->count[1], h = row % p->count[1];
-        if (p->flipped[0]) d = p->count[0] - 1 - d;
-        if (p->flipped[1]) h = p->count[1] - 1 - h;
+    for (int64_t row = 0; row < p->count[0] * p->count[1]; row++)
         for (int64_t c = 0; c < l->in_channels; c++)
             for (int64_t t = 0; t < p->count[2]; t++) {
-                const int64_t tap = (d * p->count[1] + h) * p->count[2] + (p->flipped[2] ? p->count[2] - 1 - t : t);
+                const int64_t tap = tap_of(p, row * p->count[2] + t);
                 for (int64_t i = 0; i < vl; i++)
-                    *to++ = i < lanes
-                                ? ((const real *)
-                                       w_)[(group + i / l->out_channels) * l->w_stride[0] +
-                                           i % l->out_channels * l->w_stride[1] + c * l->w_stride[2] + l->tap_w[tap]]
-                                : 0;
+                    *to++ = i < lanes ? w[(group + i / l->out_channels) * l->w_stride[0] +
+                                          i % l->out_channels * l->w_stride[1] + c * l->w_stride[2] + l->tap_w[tap]]
+                                      : 0;
             }
-    }
 }
 
 /* Where the input of a task lies: rows and columns from `at` on, in slices for each tap plane (or, with `planes`, of the
@@ -281,6 +319,43 @@ static void run_lanes(const fc_channelwise *p, const real *in, const real *packe
     run_block(p, in, &g, lines, workspace, block, d, h, h_end, from, to, out);
 }
 
+/* A few channels of one image, a band of their rows and a segment of their columns, in place. */
+static void run_edges(const fc_channelwise *p, const real *in, const real *packed, const real *bias, real *out,
+                      char *workspace, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const fc_kernels *k = l->kernels;
+    const int64_t *is = l->in_stride, *os = l->out_stride;
+    const int64_t from = task % p->segments * p->columns, to = min64(from + p->columns, l->out_size[2]);
+    const int64_t h = task / p->segments % p->bands * p->band, h_end = min64(h + p->band, l->out_size[1]);
+    const int64_t c = task / p->segments / p->bands * p->channels;
+
+    const real **slices = take(&workspace, p->count[0] * (int64_t)sizeof(real *));
+    fc_depthwise_edges g = {.slices = slices,
+                            .n_slices = p->count[0],
+                            .planes = min64(p->channels, l->groups - c),
+                            .rows = l->in_size[1],
+                            .columns = l->in_size[2],
+                            .in_row = is[3],
+                            .in_plane = is[1],
+                            .row = h + p->first[1],
+                            .column = from + p->first[2],
+                            .out_rows = h_end - h,
+                            .out_columns = to - from,
+                            .out_row = os[3],
+                            .out_plane = os[1],
+                            .w = packed + c * l->taps,
+                            .bias = bias ? bias + c : NULL,
+                            .relu = p->relu};
+    for (int64_t d = 0; d < l->out_size[0]; d++) {
+        for (int64_t i = 0; i < p->count[0]; i++) {
+            const int64_t z = d * l->step[0] + p->first[0] + i * p->spacing[0];
+            slices[i] = z >= 0 && z < l->in_size[0] ? in + c * is[1] + z * is[2] : NULL;
+        }
+        g.out = out + c * os[1] + d * os[2] + h * os[3] + from;
+        k->depthwise_edges(&g);
+    }
+}
+
 /* A few channels of one image, a band of their rows and a segment of their columns, each channel by way of a padded copy. */
 static void run_pixels(const fc_channelwise *p, const real *in, const real *packed, const real *bias, real *out,
                        char *workspace, int64_t task) {
@@ -331,7 +406,6 @@ static void run_pixels(const fc_channelwise *p, const real *in, const real *pack
                             .out_row = gaps * os[3],
                             .out_step = os[4],
                             .dense = gaps == 1 && os[4] == 1 && os[3] == to - from,
-                            .w_step = k->vl,
                             .relu = p->relu};
     const int64_t c_end = min64(c_from + p->channels, l->groups);
     const int in_place = p->in_place && to - from >= k->vl && lowest[0] == row_at && lowest[1] == column_at &&
@@ -358,9 +432,7 @@ static void run_pixels(const fc_channelwise *p, const real *in, const real *pack
                     k->pad_rows(&copy);
                 }
             for (int64_t n = 0; n < together; n++) {
-                const int64_t block = (c + n) / p->block_groups, group = block * p->block_groups;
-                /* the last block begins where it is as long as the others */
-                g.w = packed + block * k->vl * l->taps + c + n - min64(group, l->groups - p->block_groups);
+                g.w = packed + (c + n) * l->taps;
                 g.bias = bias ? bias + c + n : NULL;
                 for (int64_t residue = 0; residue < min64(gaps, h_end - h); residue++) {
                     for (int64_t i = 0; i < p->count[0]; i++) {
@@ -390,7 +462,9 @@ int FC_NAME(fc_channelwise_run)(const fc_channelwise *p, const void *in_, const 
     const real *bias = bias_, *packed = packed_;
     real *out = (real *)out_ + l->out_offset + image * l->out_stride[0];
     task %= per_image;
-    if (p->form == FC_BY_PIXELS)
+    if (p->form == FC_BY_PIXELS && p->edges)
+        run_edges(p, in, packed, bias, out, workspace, task);
+    else if (p->form == FC_BY_PIXELS)
         run_pixels(p, in, packed, bias, out, workspace, task);
     else
         run_lanes(p, in, packed, bias, out, workspace, task);

@@ -23,8 +23,8 @@ enum { SHARED_ROWS = 4, PLANE_ROWS = 4, PLANE_VECTORS = 2, NINE_WEIGHTS = 0 };
 FC_INLINE void FC_NAME(plane_line)(const int vectors, const int row, const int row_end, const fc_depthwise_plane *g,
                                    const real *x, const int64_t *at, const real *w,
                                    vec acc[PLANE_ROWS][PLANE_VECTORS]) {
-    const int64_t w_row = g->width * g->w_step;
-    for (int64_t t = 0; t < g->width; t++, w += g->w_step) {
+    const int64_t w_row = g->width;
+    for (int64_t t = 0; t < g->width; t++, w++) {
         const real *from = x + g->columns[t];
         vec v[PLANE_VECTORS];
     FC_UNROLL for (int i = 0; i < vectors; i++) v[i] = vload(from + at[i]);
@@ -41,7 +41,7 @@ FC_INLINE void FC_NAME(plane_line)(const int vectors, const int row, const int r
 FC_INLINE void FC_NAME(plane_shared)(const int vectors, const fc_depthwise_plane *g, int64_t offset, const int64_t *at,
                                      vec acc[PLANE_ROWS][PLANE_VECTORS]) {
     const real *w = g->w;
-    const int64_t w_row = g->width * g->w_step;
+    const int64_t w_row = g->width;
     for (int64_t slice = 0; slice < g->n_slices; slice++, w += g->height * w_row) {
         const real *x = g->slices[slice] + offset;
         for (int64_t i = 0; i < g->height + SHARED_ROWS - 1; i++, x += g->tap_row) {
@@ -73,7 +73,7 @@ FC_INLINE void FC_NAME(plane_3x3)(const int rows, const int vectors, const int s
     const real *from_w = g->w;
     for (int64_t slice = 0; slice < g->n_slices; slice++) {
         vec w[9];
-        FC_UNROLL for (int t = 0; t < 9; t++, from_w += g->w_step) w[t] = vset(*from_w);
+        FC_UNROLL for (int t = 0; t < 9; t++) w[t] = vset(*from_w++);
         const real *x = g->slices[slice] + offset;
         FC_UNROLL for (int i = 0; i < (rows - 1) * step + 3; i++, x += g->tap_row)
             FC_UNROLL for (int t = 0; t < 3; t++)
@@ -94,7 +94,7 @@ FC_INLINE void FC_NAME(plane_apart)(const int rows, const int vectors, const fc_
     const real *w = g->w;
     for (int64_t slice = 0; slice < g->n_slices; slice++)
         for (int64_t j = 0; j < g->height; j++)
-            for (int64_t t = 0; t < g->width; t++, w += g->w_step) {
+            for (int64_t t = 0; t < g->width; t++, w++) {
                 const real *x = g->slices[slice] + offset + j * g->tap_row + g->columns[t], s = *w;
                 FC_UNROLL for (int r = 0; r < rows; r++, x += g->next_row)
                     FC_UNROLL for (int i = 0; i < vectors; i++) acc[r][i] += s * vload(x + at[i]);

@@ -226,9 +226,10 @@ const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps);
  *   FC_BY_CHANNELS (NHWC)  a task is a few rows of pixels of one image, all channels; patches are read in place, taps in
  *                          the padding from a row of zeros
  *   FC_BY_BLOCKS (NCHW)    a task is a few rows of one block, copied to [pixel][channel] and back
- *   FC_BY_PIXELS (NCHW)    groups of one channel: a task is a few rows of a few channels of one image, each by way of a
- *                          padded copy, dealt out by the column modulo step, so that the inputs of neighbouring pixels
- *                          under one tap lie side by side:
+ *   FC_BY_PIXELS (NCHW)    groups of one channel: a task is a few rows of a few channels of one image, 3 x 3 taps at step 1
+ *                          in place where there are masks (depthwise_edges.inc.c), else each by way of a padded copy,
+ *                          dealt out by the column modulo step, so that the inputs of neighbouring pixels under one tap
+ *                          lie side by side:
  *
  *           step 2:  x0 x1 x2 x3 x4 x5 ..   ->   x0 x2 x4 .. | x1 x3 x5 ..  */
 enum { FC_BY_CHANNELS, FC_BY_BLOCKS, FC_BY_PIXELS };
@@ -247,8 +248,9 @@ typedef struct {
     int64_t slice;                /* elements of a slice of input that is held */
     int64_t held[2];              /* by blocks: rows and columns of it */
     /* by pixels: channels of a task, those that are copied together; slices that are held of each; elements of a row of them
-     * for one residue, for all; whether output slices reach into the padding; whether what does not can be read in place */
-    int64_t channels, together, slots, deal, row, pads_depth, in_place;
+     * for one residue, for all; whether output slices reach into the padding; whether what does not can be read in place, and
+     * whether all of it can, with masks for the padding */
+    int64_t channels, together, slots, deal, row, pads_depth, in_place, edges;
     int64_t tasks, pack_tasks, packed_bytes, workspace_bytes;
 } fc_channelwise;
 

@@ -1,5 +1,6 @@
 /* Every kernel of one ISA and one scalar type, and the table of them: the only symbol that the object exports. */
 #include "depthwise.inc.c"
+#include "depthwise_edges.inc.c"
 #include "depthwise_plane.inc.c"
 #include "elementwise.inc.c"
 #include "gather.inc.c"
@@ -34,6 +35,7 @@ const fc_kernels FC_TABLE = {
     .vl = VL,
     .mr = MR,
     .nr = NR,
+    .edge_rows = EDGE_ROWS,
 #define FC_KERNEL(slot, result, parameters) .slot = slot,
 #include "kernels.def"
 #undef FC_KERNEL

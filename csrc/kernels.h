@@ -198,8 +198,8 @@ typedef struct {
 
 /* Rows of outputs of one channel by itself, from a padded copy of its input.  slices[i]: input of output (0, 0) under the first
  * tap of slice i; output (h, u) under tap (j, t) is at h * next_row + j * tap_row + u + columns[t] from there, and vl
- * elements past the end of a row can be read.  Weights are at w[tap * w_step].  dense: rows follow each other, and nothing but
- * the later ones lies behind each. */
+ * elements past the end of a row can be read.  dense: rows follow each other, and nothing but the later ones lies behind
+ * each. */
 typedef struct {
     const real *const *slices;
     int64_t n_slices, height, width;
@@ -209,11 +209,27 @@ typedef struct {
     real *out;
     int64_t out_row, out_step;
     int dense;
-    const real *w, *bias;
-    int64_t w_step;
+    const real *w, *bias; /* w[slice][height][width] */
     int relu;
 } FC_NAME(fc_depthwise_plane);
 #define fc_depthwise_plane FC_NAME(fc_depthwise_plane)
+
+/* Outputs of 3 x 3 taps at step 1 of `planes` channels, from inputs without padding.  slices[i]: input (0, 0) of slice i of
+ * the first channel, or null, if all of the slice is padding; `row` and `column`: input under the first tap of output (0, 0),
+ * which may lie outside of the rows x columns that there are.  At least edge_rows rows and at most FC_EDGE_COLUMNS columns of
+ * outputs. */
+enum { FC_EDGE_COLUMNS = 1024 };
+typedef struct {
+    const real *const *slices;
+    int64_t n_slices, planes;
+    int64_t rows, columns, in_row, in_plane;
+    int64_t row, column;
+    int64_t out_rows, out_columns, out_row, out_plane;
+    real *out;
+    const real *w, *bias; /* w[plane][slice][3][3] */
+    int relu;
+} FC_NAME(fc_depthwise_edges);
+#define fc_depthwise_edges FC_NAME(fc_depthwise_edges)
 
 /* Rows of the input, copied between paddings: column x to to[(lead + x) % step * deal + (lead + x) / step], and zeros behind
  * the last one, up to whole vectors.  The `readable` elements from `from` on are part of the array. */
@@ -278,6 +294,7 @@ typedef struct {
 typedef struct {
     const char *isa;
     int vl, mr, nr; /* lanes, rows and columns of the largest tile; nr = 2 * vl */
+    int edge_rows;  /* least rows for depthwise_edges; 0 without it */
 #define FC_KERNEL(slot, result, parameters) result(*slot) parameters;
 #include "kernels.def"
 #undef FC_KERNEL

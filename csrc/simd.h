@@ -59,10 +59,14 @@ FC_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 #ifdef FC_F32
 typedef __mmask16 lane_mask;
 FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
+FC_INLINE vec load_over(vec v, const real *p, lane_mask m) { return (vec)_mm512_mask_loadu_ps((__m512)v, m, p); }
+FC_INLINE vec vblend_chosen(vec a, vec b, lane_mask m) { return (vec)_mm512_mask_blend_ps(m, (__m512)a, (__m512)b); }
 FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_ps(p, m, (__m512)v); }
 #else
 typedef __mmask8 lane_mask;
 FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz_loadu_pd(m, p); }
+FC_INLINE vec load_over(vec v, const real *p, lane_mask m) { return (vec)_mm512_mask_loadu_pd((__m512d)v, m, p); }
+FC_INLINE vec vblend_chosen(vec a, vec b, lane_mask m) { return (vec)_mm512_mask_blend_pd(m, (__m512d)a, (__m512d)b); }
 FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_pd(p, m, (__m512d)v); }
 #endif
 FC_INLINE lane_mask first_lanes(int64_t n) { return (lane_mask)(n <= 0 ? 0 : n >= VL ? -1 : (1 << n) - 1); }

@@ -82,9 +82,12 @@ cdef extern from "fastconv.h" nogil:
                     void *workspace, int64_t task)
     const char *fc_wino_shape(int index, int outputs[3], int points[3], int *taps)
 
+    enum:
+        FC_BY_PIXELS
+
     ctypedef struct fc_channelwise:
         fc_lattice l
-        int relu
+        int relu, form
         int64_t tasks, pack_tasks, packed_bytes, workspace_bytes
 
     void fc_channelwise_block(fc_channelwise *p)

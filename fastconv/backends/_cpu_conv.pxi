@@ -179,7 +179,7 @@ def channelwise_part(lattice, str isa, bint is_double, bint relu):
     fc_channelwise_block(p)
     part.sizes(p.tasks, p.pack_tasks, p.packed_bytes, p.workspace_bytes)
     part.calls.pack, part.calls.run = <PackTask>fc_channelwise_pack, <RunTask>fc_channelwise_run
-    part.layout = ("channelwise", isa, is_double, p.pack_tasks, p.l.taps)
+    part.layout = ("channelwise", isa, is_double, p.pack_tasks, p.l.taps, p.form == FC_BY_PIXELS)
     return part
 
 
