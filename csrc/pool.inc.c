@@ -343,14 +343,52 @@ FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
     return 1;
 }
 
+/* Two columns, two apart, a vector of outputs or more.  Division by a power of two is exact as a product, too. */
+FC_INLINE int in_twos(const fc_pool_row *row, const int is_max, const int height) {
+    fc_pool_row copy = *row; /* which no store can change */
+    const fc_pool_row *r = &copy;
+    const fc_windows *w = &r->windows;
+    const int64_t run = w->run_end - w->run;
+    if (run < VL) return 0;
+    const real divisor = is_max ? 1 : divisor_of(r, w->run);
+    int exponent;
+    const int exact = frexp((double)divisor, &exponent) == 0.5;
+    const vec by = vset(exact ? 1 / divisor : divisor);
+    for (int64_t line = 0; line < r->lines; line++, next_line(&copy)) {
+        const real *from = r->wide + w->first[w->run] - r->column;
+        for (int64_t o = 0; o < run; o += VL) {
+            const int64_t at = lesser(o, run - VL);
+            if (height && run >= 4 * VL) /* long rows: two lines ahead */
+                FC_UNROLL for (int h = 0; h < height; h++) FC_UNROLL for (int k = 0; k < 2; k++)
+                    __builtin_prefetch(from + 2 * at + k * VL + h * r->wide_row[1] + 2 * r->line_wide);
+            const vec a = rows_under(is_max, height, r, from + 2 * at), b = rows_under(is_max, height, r, from + 2 * at + VL);
+            const vec v = reduce(is_max, every_second(a, b, 0, 0), every_second(a, b, 1, 0));
+            vstore(r->narrow + w->run + at, is_max ? v : exact ? v * by : v / by);
+        }
+        for (int64_t o = 0; o < r->outputs; o++) {
+            if (o == w->run) o = w->run_end;
+            if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
+        }
+    }
+    return 1;
+}
+
+/* By itself, so that the loops of other windows are compiled as without it. */
+static __attribute__((noinline)) int FC_NAME(twos)(const fc_pool_row *r, int is_max) {
+    const int two = r->rows[0] == 1 && r->rows[1] == 2; /* the usual windows */
+    if (is_max) return two ? in_twos(r, 1, 2) : in_twos(r, 1, 0);
+    return two ? in_twos(r, 0, 2) : in_twos(r, 0, 0);
+}
+
 FC_INLINE int lines_in_registers(const fc_pool_row *r, const int is_max) {
     const fc_windows *w = &r->windows;
     if (r->wide_step != 1 || r->narrow_step != 1 || w->step != 1 || w->run < 0 || w->run_end - w->run < 2 ||
         r->rows[0] * r->rows[1] > SPAN / 2)
         return 0;
     const int64_t count = w->count[w->run], step = w->run_step;
-    if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
     const int square = r->rows[0] == 1 && r->rows[1] == 3; /* the usual windows */
+    if (count == 2 && step == 2 && FC_NAME(twos)(r, is_max)) return 1;
+    if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
     if (count == 3 && step == 1) return square ? by_one(r, is_max, 3) : by_one(r, is_max, 0);
     if (is_max && count == 3 && step == 2 && (square ? max_by_two(r, 3) : max_by_two(r, 0))) return 1;
     if (count == 3 && step == 2) return run_in_registers(r, is_max, 3, 2);
