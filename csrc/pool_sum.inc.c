@@ -86,6 +86,32 @@ static void pool_sum_rows(const fc_pool_row *row) {
     }
 }
 
+/* a and b hold parts of sums, `parts` side by side of each: half as many of each of a's, then of each of b's.
+ *
+ *      a a a a a' a' a' a'    b b b b b' b' b' b'    ->    a a a' a' b b b' b'      (parts = 4)  */
+FC_INLINE vec FC_NAME(halve_parts)(vec a, vec b, const int parts) {
+    const int half = parts / 2;
+#ifdef __clang__ /* has no shuffle by a computed mask */
+    vec v;
+    for (int i = 0; i < VL; i++) {
+        const int at = i / half * parts + i % half;
+        v[i] = at < VL ? a[at & (VL - 1)] + a[(at + half) & (VL - 1)] : b[at & (VL - 1)] + b[(at + half) & (VL - 1)];
+    }
+    return v;
+#else
+    mask at;
+    FC_UNROLL for (int i = 0; i < VL; i++) at[i] = i / half * parts + i % half;
+    return __builtin_shuffle(a, b, at) + __builtin_shuffle(a, b, at + half);
+#endif
+}
+
+/* Twice `parts` / 2 of them, if vectors have so many lanes. */
+FC_INLINE void FC_NAME(halve_all)(vec sums[VL], const int parts) {
+    if (parts > VL) return;
+    FC_UNROLL for (int i = 0; i < parts / 2; i++)
+        sums[i] = FC_NAME(halve_parts)(sums[2 * i], sums[2 * i + 1], parts);
+}
+
 /* Means of whole lines of n >= VL elements, side by side; see fc_pool_run. */
 static void pool_sum_lines(const real *from, int64_t line_step, int64_t lines, int64_t n, real divisor, real *to,
                            int64_t to_step) {
@@ -93,18 +119,18 @@ static void pool_sum_lines(const real *from, int64_t line_step, int64_t lines, i
     for (int i = 0; i < VL; i++) last[i] = i >= VL - n % VL ? -1 : 0;
     for (int64_t line = 0; line < lines; line += VL) {
         const int64_t count = lesser(lines - line, VL);
-        real sums[VL * VL] = {0};
-        for (int64_t i = 0; i < count; i++) {
-            const real *p = from + (line + i) * line_step;
+        vec sums[VL];
+        for (int64_t i = 0; i < VL; i++) {
+            const real *p = from + (line + lesser(i, count - 1)) * line_step;
             vec sum = (vec)((mask)vload(p + n - VL) & last);
             for (int64_t x = 0; x + VL <= n; x += VL) sum += vload(p + x);
-            vstore(sums + i * VL, sum);
+            sums[i] = sum;
         }
-        real columns[VL * VL];
-        channels_in(sums, VL, 1, VL, VL, columns, VL);
-        vec total = vload(columns);
-        for (int i = 1; i < VL; i++) total += vload(columns + i * VL);
-        store_few(to + line * to_step, to_step, count, total / vset(divisor));
+        FC_NAME(halve_all)(sums, 16);
+        FC_NAME(halve_all)(sums, 8);
+        FC_NAME(halve_all)(sums, 4);
+        FC_NAME(halve_all)(sums, 2);
+        store_few(to + line * to_step, to_step, count, sums[0] / vset(divisor));
     }
 }
 
