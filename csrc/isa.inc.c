@@ -36,6 +36,7 @@ const fc_kernels FC_TABLE = {
     .mr = MR,
     .nr = NR,
     .edge_rows = EDGE_ROWS,
+    .masked = FC_MASKED,
 #define FC_KERNEL(slot, result, parameters) .slot = slot,
 #include "kernels.def"
 #undef FC_KERNEL

@@ -295,6 +295,7 @@ typedef struct {
     const char *isa;
     int vl, mr, nr; /* lanes, rows and columns of the largest tile; nr = 2 * vl */
     int edge_rows;  /* least rows for depthwise_edges; 0 without it */
+    int masked;     /* FC_MASKED of simd.h */
 #define FC_KERNEL(slot, result, parameters) result(*slot) parameters;
 #include "kernels.def"
 #undef FC_KERNEL

@@ -23,6 +23,7 @@
 #define COMMON_BYTES (16 << 20)
 #define WIDE_ROW 32
 #define WIDE_ROW_BY_ONE 24
+#define WIDE_ROW_MASKED 12
 #define WIDE_ROW_COMMON 120
 /* The widest vector of any ISA, by which kernels may write beyond the columns of a buffer. */
 #define MAX_LANES 16
@@ -144,12 +145,12 @@ static int64_t cut_bands(const fc_kernels *k, fc_pool *p) {
 }
 
 /* Columns with which a forward pass is faster row by row than with planes as lanes; see lines_in_registers. */
-static int64_t wide_row(const fc_pool *p) {
+static int64_t wide_row(const fc_kernels *k, const fc_pool *p) {
     const fc_windows *w = &p->windows[2];
     if (p->apart) return WIDE_ROW;
     const int three = p->taps.count[2] == 3 && w->step == 1 && p->out_size[2] > 2 && p->power == 1;
     const int64_t distance = three ? w->first[2] - w->first[1] : 0;
-    if (distance == 1) return WIDE_ROW_BY_ONE;
+    if (distance == 1) return k->masked ? WIDE_ROW_MASKED : WIDE_ROW_BY_ONE;
     return distance == 2 && p->op == FC_MAX_POOL ? WIDE_ROW : WIDE_ROW_COMMON;
 }
 
@@ -162,7 +163,7 @@ static int serves_planes(const fc_kernels *k, fc_pool *p) {
     p->images_together = has_even_planes(p, &p->wide) && has_even_planes(p, &p->narrow) && has_even_planes(p, &p->x) &&
                          has_even_planes(p, &p->y);
     p->planes = p->images_together ? p->batch * p->channels : p->channels;
-    if (is_forward(p) && !p->taps.wanted && p->in_size[2] >= wide_row(p)) return 0;
+    if (is_forward(p) && !p->taps.wanted && p->in_size[2] >= wide_row(k, p)) return 0;
     const int64_t counted = p->batch_invariant ? p->channels : p->planes;
     if (2 * counted < k->vl) return 0;
     return cut_bands(k, p) <= (p->apart ? APART_BYTES : COMMON_BYTES);

@@ -311,6 +311,81 @@ FC_INLINE int by_one(const fc_pool_row *row, const int is_max, const int height)
     return 1;
 }
 
+#if FC_MASKED
+/* The larger; either of them, if one is NaN. */
+FC_INLINE vec larger(vec a, vec b) {
+    vec v = a;
+    for (int i = 0; i < VL; i++) v[i] = a[i] > b[i] ? a[i] : b[i];
+    return v;
+}
+
+/* The three columns of a row under a vector of outputs; *odd: whether one is NaN, for which maxima are wrong. */
+FC_INLINE vec three_columns(const int is_max, const real *from, const lane_mask keep[3], lane_mask *odd) {
+    if (!is_max) return load_chosen(from, keep[0]) + load_chosen(from + 1, keep[1]) + load_chosen(from + 2, keep[2]);
+    const vec none = vset(-(real)INFINITY);
+    const vec left = load_over(none, from, keep[0]), right = load_over(none, from + 2, keep[2]);
+    *odd |= are_unordered(left, right); /* which are all columns, if there are two outputs */
+    return larger(larger(left, load_over(none, from + 1, keep[1])), right);
+}
+
+/* The same windows as by_one, rows of any length.  Each row is reduced to outputs first, which the next two lines use again;
+ * masks keep what padding cuts off from being loaded.  Returns 0 also if there is a NaN for maxima. */
+FC_INLINE int by_one_masked(const fc_pool_row *r, const int is_max) {
+    const fc_windows *w = &r->windows;
+    const int64_t n = r->outputs, end = w->run_end - 1;
+    const int cut = w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1];
+    const int cut_end = n == end + 2 && w->count[n - 1] == 2 && w->first[n - 1] == w->first[end] + 1;
+    if (n < 2 || n > (is_max ? 3 * VL : VL) || /* longer rows: by_one is as fast */
+        (w->run > 0 && !cut) || (end < n - 1 && !cut_end)) return 0;
+    const int rolls = r->rows[0] == 1 && r->rows[1] == 3 && r->line_wide == r->wide_row[1];
+    const int64_t lines = r->lines, line_wide = r->line_wide, line_narrow = r->line_narrow, row = r->wide_row[1];
+    const int64_t base = w->first[w->run] - r->column - cut; /* the column of the first tap of output 0 */
+    for (int64_t o = 0; o < n; o += VL) {
+        const int64_t at = n < VL ? 0 : lesser(o, n - VL);
+        lane_mask keep[3], odd = 0;
+        for (int t = 0; t < 3; t++)
+            keep[t] = (lane_mask)(first_lanes(r->columns - base - at - t) & ~first_lanes(-base - at - t));
+        vec divisor = vset(is_max ? 1 : divisor_of(r, w->run));
+        if (!is_max && cut && at == 0) divisor[0] = divisor_of(r, 0);
+        if (!is_max && cut_end && n - at <= VL) divisor[n - 1 - at] = divisor_of(r, n - 1);
+        const lane_mask written = first_lanes(n);
+        const real *from = r->wide + base + at;
+        real *to = r->narrow + at;
+        vec before = {0}, last = {0};
+        if (rolls) {
+            before = three_columns(is_max, from, keep, &odd);
+            last = three_columns(is_max, from + row, keep, &odd);
+        }
+        for (int64_t line = 0; line < lines; line++, from += line_wide, to += line_narrow) {
+            vec v;
+            if (rolls) {
+                const vec next = three_columns(is_max, from + 2 * row, keep, &odd);
+                v = is_max ? larger(larger(before, last), next) : before + last + next;
+                before = last, last = next;
+            } else {
+                v = vset(is_max ? -(real)INFINITY : 0);
+                for (int64_t d = 0; d < r->rows[0]; d++) {
+                    vec slice = three_columns(is_max, from + d * r->wide_row[0], keep, &odd);
+                    for (int64_t h = 1; h < r->rows[1]; h++) {
+                        const vec x = three_columns(is_max, from + d * r->wide_row[0] + h * row, keep, &odd);
+                        slice = is_max ? larger(slice, x) : slice + x;
+                    }
+                    v = is_max ? larger(v, slice) : v + slice;
+                }
+            }
+            store_chosen(to, written, is_max ? v : v / divisor);
+        }
+        if (odd) return 0;
+    }
+    return 1;
+}
+
+/* By itself, as `twos`. */
+static __attribute__((noinline)) int FC_NAME(ones_masked)(const fc_pool_row *r, int is_max) {
+    return is_max ? by_one_masked(r, 1) : by_one_masked(r, 0);
+}
+#endif
+
 /* Maxima of three columns, two apart: the even columns under a vector of outputs, the odd ones, and the odd ones of the
  * outputs before.  A window that begins before the first column, as padding makes it, has its own even column there. */
 FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
@@ -389,6 +464,9 @@ FC_INLINE int lines_in_registers(const fc_pool_row *r, const int is_max) {
     const int square = r->rows[0] == 1 && r->rows[1] == 3; /* the usual windows */
     if (count == 2 && step == 2 && FC_NAME(twos)(r, is_max)) return 1;
     if (count == 2 && step == 2) return run_in_registers(r, is_max, 2, 2);
+#if FC_MASKED
+    if (count == 3 && step == 1 && FC_NAME(ones_masked)(r, is_max)) return 1;
+#endif
     if (count == 3 && step == 1) return square ? by_one(r, is_max, 3) : by_one(r, is_max, 0);
     if (is_max && count == 3 && step == 2 && (square ? max_by_two(r, 3) : max_by_two(r, 0))) return 1;
     if (count == 3 && step == 2) return run_in_registers(r, is_max, 3, 2);

@@ -61,12 +61,14 @@ typedef __mmask16 lane_mask;
 FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
 FC_INLINE vec load_over(vec v, const real *p, lane_mask m) { return (vec)_mm512_mask_loadu_ps((__m512)v, m, p); }
 FC_INLINE vec vblend_chosen(vec a, vec b, lane_mask m) { return (vec)_mm512_mask_blend_ps(m, (__m512)a, (__m512)b); }
+FC_INLINE lane_mask are_unordered(vec a, vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q); }
 FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_ps(p, m, (__m512)v); }
 #else
 typedef __mmask8 lane_mask;
 FC_INLINE vec load_chosen(const real *p, lane_mask m) { return (vec)_mm512_maskz_loadu_pd(m, p); }
 FC_INLINE vec load_over(vec v, const real *p, lane_mask m) { return (vec)_mm512_mask_loadu_pd((__m512d)v, m, p); }
 FC_INLINE vec vblend_chosen(vec a, vec b, lane_mask m) { return (vec)_mm512_mask_blend_pd(m, (__m512d)a, (__m512d)b); }
+FC_INLINE lane_mask are_unordered(vec a, vec b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_UNORD_Q); }
 FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_pd(p, m, (__m512d)v); }
 #endif
 FC_INLINE lane_mask first_lanes(int64_t n) { return (lane_mask)(n <= 0 ? 0 : n >= VL ? -1 : (1 << n) - 1); }

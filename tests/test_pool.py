@@ -359,15 +359,51 @@ def test_memory_orders_agree(shape, kernel, stride, padding, dtype):
 
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())
+@pytest.mark.parametrize("count", [1, 16, 17, 35])
+def test_means_of_whole_planes(isa, count):
+    """Sums of several planes are merged in a vector."""
+    rng = np.random.default_rng(count)
+    sizes = ((3, 3), (2, 8), (7, 7), (8, 9), (16, 16), (4, 5, 6))
+    for dtype, size in itertools.product((np.float32, np.float64), sizes):
+        x = np.full((2, count + 1, *size), np.nan, dtype)[:, 1:]
+        x[...] = rng.standard_normal(x.shape)
+        with config(isa=isa):
+            y = F.global_avg_pool(x)
+        axes = tuple(range(2, x.ndim))
+        assert_close(y, x.astype(np.float64).mean(axes, keepdims=True).astype(dtype), x[0, 0].size)
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_two_columns(isa, dtype):
+    """The same bits as in channels_last for divisors that are powers of two, and for others."""
+    rng = np.random.default_rng(0)
+    widths = (30, 31, 32, 33, 34, 36, 63, 64, 65, 66, 68, 100, 127, 128, 130, 224)
+    for width, size, kernel in itertools.product(widths, ((6,), (3, 4)), (2, (3, 2), (1, 2))):
+        kernel = (2,) * (len(size) - 1) + kernel if isinstance(kernel, tuple) else kernel
+        for padding, ceil_mode in ((0, False), (0, True), ((0,) * len(size) + (1,), True)):
+            x = rng.integers(-9, 10, (1, 9, *size, width)).astype(dtype)  # whose sums are exact
+            x[0, 1].flat[::5] = np.nan
+            x[0, 2] = -np.inf
+            x_last = to_channels_last(x)
+            with config(isa=isa, threads=1):
+                args = (kernel, 2, padding, ceil_mode)
+                np.testing.assert_array_equal(F.avg_pool(x, *args), F.avg_pool(x_last, *args))
+                np.testing.assert_array_equal(F.max_pool(x, kernel, 2, padding, 1, ceil_mode),
+                                              F.max_pool(x_last, kernel, 2, padding, 1, ceil_mode))
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_rows_of_three_columns(isa, stride):
+def test_rows_of_three_columns(isa, dtype, stride):
     """Rows of contiguous memory are pooled in registers, several a call, the windows over the padding with them."""
     rng = np.random.default_rng(0)
-    widths = (16, 18, *range(24, 28), *range(32, 37), *range(63, 67), *range(100, 104), 113)
+    widths = (5, 7, 8, 9, *range(11, 19), *range(24, 28), *range(32, 37), *range(47, 50), *range(63, 67), 100, 103, 113)
     for width, padding, size in itertools.product(widths, (0, 1, (0, 1), (1, 0)), ((5,), (3, 4))):
         last = padding if isinstance(padding, tuple) else (padding, padding)
         pads = ((1, 1),) * len(size) + (last,)
-        x = rng.integers(-3, 4, (1, 9, *size, width)).astype(np.float32)
+        x = rng.integers(-3, 4, (1, 9, *size, width)).astype(dtype)
         x_last = to_channels_last(x)
         kernels = (3, (2,) * len(size) + (3,))
         for kernel, with_padding in itertools.product(kernels, (True, False)):
