@@ -94,8 +94,9 @@ def test_conv_on_tensor_cores(cupy, name, op, dtype):
 @pytest.mark.parametrize("op", PASSES)
 @pytest.mark.parametrize("name", ["several tiles", "ragged channels", "stride, dilation, padding", "groups"])
 def test_small_conv_on_tensor_cores(cupy, name, op, dtype):
-    for layout in ("contiguous", "channels_last"):
-        check_mma(cupy, MMA_CASES[name], op, dtype, layout)
+    algorithms = ("mma",) if dtype == "float32" else ("mma", "auto")
+    for layout, algorithm in itertools.product(("contiguous", "channels_last"), algorithms):
+        check_mma(cupy, MMA_CASES[name], op, dtype, layout, algorithm)
 
 
 @pytest.mark.parametrize("name", [*sorted(set(MMA_CASES) - {"groups"}), *CONVS])

@@ -23,8 +23,10 @@ SOURCE = np.dtype([
     ("padded", np.int32)], align=True)
 COPY_TILE = 64, 32  # pixels and channels
 
-# Elements of 16 bytes, which copies to tensor cores move at once; stages of a weight gradient that are in flight.
+# Elements of 16 bytes, which copies to tensor cores move at once; how many of these runs make a step in depth; and
+# stages of a weight gradient that are in flight.
 MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
+MMA_RUNS = 4
 MMA_STAGES = 4
 MMA_CAPABILITY = 8, 0
 TARGET = 16  # bytes, of results.cuh
@@ -114,18 +116,33 @@ def _weights_layout(s: Any, padded: int) -> Any:
     return padded, *(s[name].tobytes() for name in ("w_strides", "w_offset", "taps", "in_channels", "out_channels"))
 
 
-def _tile(table: tuple[CoreTile, ...], name: str, part: Lattice, multiprocessors: int) -> CoreTile:
+def _tile(table: tuple[CoreTile, ...], name: str, part: Lattice, multiprocessors: int) -> tuple[CoreTile, float]:
     allowed = tuple(t for t in table if name in ("", t.name))
     return tiles.choose_core_tile(allowed, part.batch * math.prod(part.out_size), part.out_channels, part.groups,
                                   multiprocessors)
 
 
+def predicted(problem: ConvProblem, op: str, name: str, multiprocessors: int) -> float:
+    """Time of a forward pass or data gradient by "mma" or "wgmma", in a unit of both.
+
+    What tiles reach was measured with full ones; how empty they are, in depth too, is counted.
+    """
+    table = tiles.MMA if name == "mma" else tiles.WGMMA
+    # Each tap takes whole runs of channels. A step of mma is of several, which may belong to different taps.
+    run, at_once = (MMA_RUN[problem.dtype], MMA_RUNS) if name == "mma" else (WGMMA_DEPTH, 1)
+    total = 0.0
+    for part in parts_of(problem, op)[0]:
+        steps = ceil_div(len(part.tap_at) * ceil_div(part.in_channels, run), at_once)
+        total += steps * at_once * run * _tile(table, "", part, multiprocessors)[1]
+    return total
+
+
 def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int, tile_name: str, multiprocessors: int) -> Launch:
     """`part` reads groups of `padded` channels."""
     code, _ = DTYPES[dtype]
-    tile = _tile(tiles.MMA, tile_name, part, multiprocessors)
+    tile, _ = _tile(tiles.MMA, tile_name, part, multiprocessors)
     bm, bn, run = tile.bm, tile.bn, MMA_RUN[dtype]
-    step = 4 * run
+    step = MMA_RUNS * run
     s, taps = structure(part), len(part.tap_at)
     pack = _pack(part, s, dtype, padded)
     read = s.copy()
@@ -136,7 +153,7 @@ def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int, tile_name: str,
     rows = part.batch * math.prod(part.out_size)
     grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
     _, height, width = s["taps"].tolist()
-    args = read, digits(4, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
+    args = read, digits(MMA_RUNS, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
     stages = tile.stages * (bm + bn) * (step + run) * (16 // run)
     return Launch(kernel, grid, (256,), args, max(stages, _results(bm, bn)) + bm * TARGET, pack)
 
@@ -150,7 +167,7 @@ def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int, tile_name: 
     """`part` reads `channels`."""
     code, _ = DTYPES[dtype]
     axes, s, taps = _image_axes(part), structure(part), len(part.tap_at)
-    tile, depth = _tile(tiles.WGMMA, tile_name, part, multiprocessors), WGMMA_DEPTH
+    (tile, _), depth = _tile(tiles.WGMMA, tile_name, part, multiprocessors), WGMMA_DEPTH
     bm, bn, blocks = tile.bm, tile.bn, ceil_div(channels, depth)
     pack = _pack(part, s, dtype, blocks * depth)
     lower, upper = _box(s, axes)
@@ -176,7 +193,7 @@ def weight_grad_mma(problem: ConvProblem, in_channels: int, out_channels: int,
     """Groups of `in_channels` and `out_channels` are read, which may be more than there are."""
     part = lattice.forward(problem)
     run = MMA_RUN[problem.dtype]
-    step = 4 * run
+    step = MMA_RUNS * run
     width = in_channels * problem.taps
     bm, bn = (64 if n <= 64 else 128 for n in (out_channels, width))
     blocks = ceil_div(out_channels, bm) * ceil_div(width, bn) * part.groups
