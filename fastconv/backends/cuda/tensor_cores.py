@@ -20,8 +20,8 @@ from fastconv.problem.common import Strides
 # The structure of channels_last.cu.
 SOURCE = np.dtype([
     ("strides", np.int64, 5), ("size", np.int32, 3), ("batch", np.int32), ("groups", np.int32), ("channels", np.int32),
-    ("padded", np.int32)], align=True)
-COPY_TILE = 64, 32  # pixels and channels
+    ("padded", np.int32), ("together", np.int32)], align=True)
+COPY_CHANNELS, COPY_BYTES = 64, 128  # of a tile: channels, and bytes of each
 
 # Elements of 16 bytes, which copies to tensor cores move at once; how many of these runs make a step in depth; and
 # stages of a weight gradient that are in flight.
@@ -94,15 +94,47 @@ def image_layout(problem: ConvProblem, size: tuple[int, ...], strides: Strides, 
         return strides, channels, None
     padded = ceil_div(channels, run) * run
     pixel, pixels = problem.groups * padded, math.prod(size)
-    source = np.zeros((), SOURCE)
-    source["strides"], source["size"], source["batch"] = strides, size, problem.batch
-    source["groups"], source["channels"], source["padded"] = problem.groups, channels, padded
-    kernel = Kernel("channels_last.cu", "channels_last", (
-        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("CHANNELS_FAST", int(abs(strides[1]) < abs(strides[4])))))
-    across, deep = COPY_TILE
-    copy = Copy(kernel, (ceil_div(problem.batch * pixels, across), ceil_div(pixel, deep)), source,
-                across * 8 + deep * (across + 2) * (16 // run), problem.batch * pixels * pixel)
+    copy = _copy(problem, size, strides, channels, padded)
     return (pixels * pixel, 1, size[1] * size[2] * pixel, size[2] * pixel, pixel), padded, copy
+
+
+def _copy(problem: ConvProblem, size: tuple[int, ...], strides: Strides, channels: int, padded: int) -> Copy:
+    """The copy of an image into groups of `padded` channels side by side."""
+    run, code = MMA_RUN[problem.dtype], DTYPES[problem.dtype][0]
+    all_channels, pixels = problem.groups * padded, problem.batch * math.prod(size)
+    groups = problem.groups
+    if padded == channels:  # which is as one group
+        groups, channels, padded = 1, all_channels, all_channels
+    axes = _merged(size, strides[2:])
+    source = np.zeros((), SOURCE)
+    source["size"], source["batch"] = [n for n, _ in axes], problem.batch
+    source["strides"] = (*strides[:2], *(step for _, step in axes))
+    source["groups"], source["channels"], source["padded"] = groups, channels, padded
+    width, step = axes[-1]
+    others = [(problem.batch, strides[0]), (groups * channels, strides[1]), *axes[:-1]]
+    together = math.gcd(run, width, *(stride for n, stride in others if n > 1)) if step == 1 else 1
+    source["together"] = together * (16 // run)
+    channels_fast = abs(strides[1]) < abs(step) or width == 1
+    if channels_fast or all_channels <= 2 * run:
+        kernel = Kernel("channels_last.cu", "channels_last", (
+            ("FC_DTYPE", code), ("TILES", 0), ("CHANNELS_FAST", int(channels_fast))))
+        blocks, smem = ceil_div(pixels * (all_channels // run), 256), 0
+    else:
+        kernel = Kernel("channels_last.cu", "channels_last", (("FC_DTYPE", code), ("TILES", 1)))
+        blocks = ceil_div(pixels, COPY_BYTES * run // 16) * groups * ceil_div(padded, COPY_CHANNELS)
+        smem = COPY_CHANNELS * COPY_BYTES
+    return Copy(kernel, (blocks,), source, smem, pixels * all_channels)
+
+
+def _merged(size: tuple[int, ...], strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Three axes (extent, stride) with the same elements in the same order, as many as can be merged into the last."""
+    axes: list[tuple[int, int]] = []
+    for n, stride in zip(size, strides, strict=True):
+        if axes and axes[-1][1] == n * stride and axes[-1][0] * n < 2**31:
+            axes[-1] = axes[-1][0] * n, stride
+        elif n > 1:
+            axes.append((n, stride))
+    return [(1, 0)] * (3 - len(axes)) + axes
 
 
 def _pack(part: Lattice, s: Any, dtype: str, padded: int) -> Pack:
