@@ -43,7 +43,7 @@ for name in $parts; do
         tests) part tests pytest_gpu ;;
         sanitizer) if [ -n "$dry" ]; then echo "sanitizer: not in a dry run"; else part sanitizer sanitized; fi ;;
         times) part times timed "$out/gpu_times.json" float32 ;;
-        times_mma) part times_mma timed "$out/gpu_times_mma.json" float16 tf32 bfloat16 float16_wgmma ;;
+        times_mma) part times_mma timed "$out/gpu_times_mma.json" float16 tf32 bfloat16 float16_mma ;;
         *) echo "gpu_check: no part is called '$name'" >&2; exit 2 ;;
     esac
 done

@@ -32,8 +32,8 @@ def every() -> list[Kernel]:
                 kernels += [Kernel("conv_wgmma.cu", "conv_wgmma", (
                     number, *core.defines, ("AXES", axes), ("OUT_PIXELS_FAST", fast)), "sm_90a")
                     for core, axes, fast in itertools.product(tiles.WGMMA, (2, 3), (0, 1))]
-            kernels += [Kernel("channels_last.cu", "channels_last", (number, ("CHANNELS_FAST", fast)))
-                        for fast in (0, 1)]
+            kernels += [Kernel("channels_last.cu", "channels_last", (number, *form)) for form in (
+                (("TILES", 1),), (("TILES", 0), ("CHANNELS_FAST", 0)), (("TILES", 0), ("CHANNELS_FAST", 1)))]
             kernels += [Kernel("weight_grad_mma.cu", "weight_grad_mma", (number, ("BM", bm), ("BN", bn)))
                         for bm, bn in itertools.product((64, 128), (64, 128))]
             kernels.append(Kernel("pack_weights.cu", "pack_weights", (number,)))

@@ -26,8 +26,10 @@ from tolerance import assert_close
 from fastconv import functional
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import pool, tiles
+from fastconv.backends.cuda.conv import _copier
 from fastconv.backends.cuda.launches import DTYPES
-from fastconv.backends.cuda.tensor_cores import MMA_RUN
+from fastconv.backends.cuda.tensor_cores import MMA_RUN, image_layout
+from fastconv.problem import conv_problem
 
 # Channels and pixels lie closer together by turns: in the operand that is read first, and in the other one.
 ALL_LAYOUTS, SAME_LAYOUTS = LAYOUTS[:4], LAYOUTS[:2]
@@ -117,6 +119,63 @@ def test_results_in_runs(dtype, schedule):
         assert_close(host(y), right, 1 if number.itemsize == 2 else 144, magnitude=144**0.5)
         memory = host(y).base.reshape(-1)
         assert (memory != 7).sum() <= right.size, "written beside the result"
+
+
+# Copies for tensor cores: shape, groups, bytes of float16 and float32 that lie together, and a view of a larger array.
+COPIES = {
+    "16 bytes": ((2, 70, 4, 16), 1, (16, 16), lambda x: x),
+    "8 bytes": ((2, 70, 2, 6), 1, (8, 16), lambda x: x),
+    "4 bytes": ((3, 70, 3, 6), 1, (4, 8), lambda x: x),
+    "one element": ((3, 33, 3, 3), 1, (2, 4), lambda x: x),
+    "one sample": ((1, 64, 5, 16), 1, (16, 16), lambda x: x),
+    "depth": ((2, 24, 3, 4, 6), 1, (16, 16), lambda x: x),
+    "length": ((2, 66, 136), 1, (16, 16), lambda x: x),
+    "rows of 16 bytes": ((2, 34, 5, 24), 1, (16, 16), lambda x: x[..., 8:]),
+    "rows of 8 bytes": ((2, 34, 5, 20), 1, (8, 16), lambda x: x[..., :12]),
+    "planes": ((2, 34, 4, 4, 8), 1, (16, 16), lambda x: x[:, :, 1:3]),
+    "gaps": ((2, 34, 6, 12), 1, (2, 4), lambda x: x[..., ::2]),
+    "backwards": ((2, 34, 3, 8), 1, (2, 4), lambda x: x[:, ::-1, ::-1, ::-1]),
+    "whole groups": ((2, 48, 3, 8), 2, (16, 16), lambda x: x),
+    "groups with zeros": ((2, 42, 3, 8), 2, (16, 16), lambda x: x),
+    "wide groups with zeros": ((1, 201, 3, 8), 3, (16, 16), lambda x: x),
+    "few channels": ((3, 3, 9, 11), 1, (2, 4), lambda x: x),
+    "few groups": ((3, 6, 9, 11), 2, (2, 4), lambda x: x),
+    "channels side by side": ((2, 5, 7, 35), 1, (2, 4), lambda x: np.moveaxis(x, -1, 1)),
+    "few channels side by side": ((2, 5, 7, 3), 1, (2, 4), lambda x: np.moveaxis(x, -1, 1)),
+    "groups side by side": ((2, 5, 7, 14), 2, (2, 4), lambda x: np.moveaxis(x, -1, 1)),
+    "one pixel": ((5, 21, 1, 1), 1, (2, 4), lambda x: x),
+    "one channel": ((2, 1, 8, 8), 1, (16, 16), lambda x: x),
+}
+
+
+def check_copy(x, groups, together=None, fetch=host):
+    """Of `x` on the device into groups of padded channels side by side."""
+    each = x.shape[1] // groups
+    problem = conv_problem(x, np.empty((groups, each, *(1,) * (x.ndim - 2)), x.dtype), groups=groups)
+    size = problem.in_size
+    strides, padded, copy = image_layout(problem, size, problem.x_strides, each, False)
+    assert together in (None, int(copy.source["together"]))
+    y = fetch(_copier(copy, x.dtype)(x)).reshape(problem.batch, *size, groups, padded)
+    assert [step * y.itemsize for step in strides] == [y.strides[0], y.itemsize, *y.strides[1:4]]
+    right = np.moveaxis(fetch(x).reshape(problem.batch, groups, each, *size), (1, 2), (-2, -1))
+    np.testing.assert_array_equal(y[..., :each], right)
+    assert not y[..., each:].any()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", sorted(MMA_RUN))
+def test_copies(dtype, schedule):
+    """From any address."""
+    number = dtype_named(dtype)
+    for shape, groups, together, view in COPIES.values():
+        for first in range(16 // number.itemsize):
+            values = np.random.default_rng(first).integers(-99, 99, shape)
+            buffer = np.full(values.size + 64, 7, number)
+            start = -buffer.__array_interface__["data"][0] % 16 // number.itemsize + first
+            x = buffer[start:start + values.size].reshape(shape)
+            x[...] = values
+            with emulated(SCHEDULES[schedule]):
+                check_copy(DeviceArray(view(x)), groups, together[number.itemsize // 4])
 
 
 @pytest.mark.parametrize("index", ["int", "int64"])

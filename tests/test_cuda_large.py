@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cases import conv
 from cuda_emulator import DeviceArray, device, emulated, host
+from test_cuda_forms import check_copy
 from test_cuda_mma import exact
 from test_matrix_conv import PASSES, reference_of, run
 from tolerance import assert_close
@@ -48,6 +49,13 @@ def test_convolutions(op, dtype, algorithm, order):
             far_apart(dy, dtype, order), algorithm, out)
     n = CASE.reduction[op]
     assert_close(host(out), right, n if dtype == "float32" else 1, magnitude=n**0.5)
+
+
+@pytest.mark.parametrize("order", APART)
+def test_copies(order):
+    """By tiles, for which `CASE` has too few channels, and by runs."""
+    with emulated():
+        check_copy(far_apart(np.random.default_rng(0).integers(-99, 99, (2, 24, 3, 5)), "float16", order), 1)
 
 
 @pytest.mark.parametrize("order", APART)

@@ -13,7 +13,7 @@ from fastconv.backends.cuda import device as backend
 pytestmark = pytest.mark.skipif(any("sanitize" in flag for flag in extra_flags()), reason="sanitizers see them, too")
 
 CASE = conv((2, 16, 21, 17), (24, 16, 3, 3), padding=1, dilation=(1, 2))
-RAGGED = conv((2, 13, 11, 17), (21, 13, 3, 3), padding=1)  # read through copies
+RAGGED = conv((2, 21, 11, 17), (13, 21, 3, 3), padding=1)  # read through copies
 # By source, which says which algorithm runs, pass and dtype; what is there, and what is put in its place.
 MISTAKES = {
     ("weight_grad_mma.cu", "conv_weight_grad", "float16"): {
@@ -63,9 +63,16 @@ MISTAKES = {
         "taps without dilation": ("t.v[1] * l.tap_step[2],\n                    t", "t.v[1],\n                    t"),
     },
     ("channels_last.cu", "conv", "float16"): {
-        "no barrier before reading": ("s.size[0]));\n  __syncthreads();", "s.size[0]));"),
-        "no barrier before writing": (": element(0);\n  }\n  __syncthreads();", ": element(0);\n  }"),
-        "no zeros behind channels": (" && channel < s.channels;", ";"),
+        "no barrier before writing": ("#endif\n  __syncthreads();", "#endif"),
+        "no zeros behind channels": ("row + i * rows < channels", "row + i * rows < channels + 1"),
+        "words of a channel": ("x * BYTES / 4", "x * BYTES / 2 % ROW"),
+        "pixels of a word": ("[BYTES < 4 ? x % 2 : 0]", "[0]"),
+        "the second pixel of a word": ("words[2 * k] >> 16 * h &", "words[2 * k] &"),
+        "runs that are written": ("(e % 8 + e / (8 * ROW) * 8) * RUN", "e / 8 % 8 * RUN"),
+    },
+    ("channels_last.cu", "conv_input_grad", "float16"): {  # 13 channels are gathered
+        "no zeros behind channels": ("channel + k < s.channels ?", "channel + k < s.padded ?"),
+        "runs of a pixel": ("p * all + c]", "p * all]"),
     },
     ("pack_weights.cu", "conv", "float16"): {
         "no zeros behind channels": ("t.v[0] < l.in_channels ? w[from] : to_element(real(0))", "w[from]"),

@@ -99,6 +99,18 @@ def test_grouped_and_short():
     assert_close(host(wide), functional.conv(x, w.repeat(16, 1)), 144)
 
 
+def test_wgmma_is_predicted_and_may_lose():
+    x, w = arrays((2, 64, 9, 9), (24, 64, 3, 3), dtype=np.float16)
+    for faster in ("conv_wgmma", "conv_mma"):
+        forget()
+        tune.cache_file().unlink(missing_ok=True)
+        with emulated() as provider:
+            provider.clock = clock(**{faster: 0.5})
+            functional.conv(device(x), device(w))
+            assert provider.launched[-1].kernel.name == faster
+        assert tune.choices()[0].predicted == "wgmma 128x64"
+
+
 def test_the_file(monkeypatch):
     x, w = arrays(X, W)
     with emulated() as provider:
@@ -160,7 +172,7 @@ def test_tiles_fit_the_product(rows, columns, name):
     (32 * 56**2, 256, "128x256"), (32 * 28**2, 128, "128x128"), (32 * 56**2, 64, "128x64"), (32 * 7**2, 512, "128x64"),
     (256 * 7**2, 2048, "128x256")])
 def test_tiles_of_tensor_cores_fill_the_gpu(rows, columns, name):
-    assert tiles.choose_core_tile(tiles.WGMMA, rows, columns, 1, 132).name == name
+    assert tiles.choose_core_tile(tiles.WGMMA, rows, columns, 1, 132)[0].name == name
 
 
 def test_splits_fill_the_gpu_and_no_more():

@@ -3,10 +3,11 @@
 import ctypes
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import CONVS, laid_out
+from cases import CONVS, conv, laid_out
 from cuda_emulator import SCHEDULES, DeviceArray, device, emulated, host
 from nvrtc import compile_source
 from test_cuda_conv import LONG, check
@@ -18,6 +19,8 @@ from fastconv import functional
 from fastconv.arrays import SHORT_FLOATS
 from fastconv.backends.cuda import driver, tiles
 from fastconv.backends.cuda.device import TensorMap, source_text
+from fastconv.backends.cuda.plan import plan_for
+from fastconv.problem import conv_input_grad_problem, conv_problem, conv_weight_grad_problem
 
 OPS = PASSES[:2]
 
@@ -87,11 +90,67 @@ def test_residual_and_packed_weights():
     assert [k.kernel.name for k in provider.launched] == ["pack_weights", "conv_wgmma", "channels_last", "conv_wgmma"]
 
 
-def test_it_is_never_chosen_unasked():
-    x, w = channels_last(np.ones((1, 64, 9, 9)), "float16"), device(np.ones((128, 64, 3, 3), np.float16))
-    with emulated() as provider:
-        functional.conv(x, w)
-    assert provider.launched[-1].kernel.name == "conv_mma"
+# Depths: 64 for each tap by wgmma, and 8, 16, 24 or 32 by mma, which takes 2.3 times as long for an equal depth and 64
+# out channels, and 3.1 times for 256.
+@pytest.mark.parametrize(("case", "op", "name"), [
+    (conv((32, 3, 224, 224), (64, 3, 7, 7), 2, 3), "conv", "mma"),
+    (conv((32, 24, 56, 56), (64, 24, 3, 3), padding=1), "conv", "mma"),
+    (conv((32, 32, 56, 56), (64, 32, 3, 3), padding=1), "conv", "wgmma"),
+    (conv((32, 16, 56, 56), (256, 16, 3, 3), padding=1), "conv", "mma"),
+    (conv((32, 24, 56, 56), (256, 24, 3, 3), padding=1), "conv", "wgmma"),
+    (conv((32, 256, 56, 56), (256, 256, 3, 3), padding=1), "conv", "wgmma"),
+    (conv((32, 8, 56, 56), (64, 8, 1, 1)), "conv", "wgmma"),  # a step of mma is 32 deep
+    (conv((1, 1024, 14, 14), (256, 1024, 1, 1)), "conv", "wgmma"),
+    (conv((2, 64, 9, 9, 9), (64, 64, 3, 3, 3), padding=1), "conv", "wgmma"),
+    # Of a data gradient the out channels make the depth, and parts of a stride are taken together.
+    (conv((32, 256, 56, 56), (16, 256, 3, 3), padding=1), "conv_input_grad", "mma"),
+    (conv((32, 3, 224, 224), (64, 3, 7, 7), 2, 3), "conv_input_grad", "wgmma"),
+    (conv((32, 128, 28, 28), (256, 128, 3, 3), 2, 1), "conv_input_grad", "wgmma"),
+    # What it cannot run does without it.
+    (conv((32, 256, 28, 28), (256, 256, 3, 3), padding=1), "conv_weight_grad", "mma"),
+    (conv((32, 256, 28, 28), (256, 64, 3, 3), padding=1, groups=4), "conv", "mma"),
+    (conv((4, 64, 90, 90), (64, 64, 3, 3), 9), "conv", "mma"),
+    (conv((4, 64, 300, 8), (64, 64, 3, 1), dilation=128), "conv", "mma"),
+    (conv((4, 64, 20, 20, 20), (64, 64, 3, 3, 3), dilation=16, padding=16), "conv", "mma"),
+    (conv((4, 64, 8, 8), (64, 64, 1, 1), padding=129), "conv", "mma"),
+])
+def test_when_it_is_chosen_unasked(case, op, name):
+    x, w, y = (np.empty(shape, np.float32) for shape in (case.x, case.w, case.y))
+    problem = {"conv": lambda: conv_problem(x, w, *case.arguments),
+               "conv_input_grad": lambda: conv_input_grad_problem(case.x, w, y, *case.arguments),
+               "conv_weight_grad": lambda: conv_weight_grad_problem(x, case.w, y, *case.arguments)}[op]()
+    assert plan_for(problem, op).algorithm == "simt"  # of float32
+    for dtype in SHORT_FLOATS:
+        problem = replace(problem, dtype=dtype)
+        assert plan_for(problem, op).algorithm == name
+        assert plan_for(problem, op, capability=(8, 0)).algorithm == "mma"
+        assert plan_for(problem, op, capability=(10, 0)).algorithm == "mma"
+        assert plan_for(problem, op, capability=(7, 5)).algorithm == "simt"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_chosen_unasked_it_runs(schedule):
+    """In place, behind a copy, and where it starts at no multiple of 16 bytes."""
+    case = CASES["ragged channels"]
+    x, w, b, dy = exact(case, "float16")
+    right = reference_of(case, x, w, b, dy)
+    with emulated(SCHEDULES[schedule]) as provider:
+        for op in OPS:
+            image = x if op == "conv" else dy
+            for there in (channels_last(image, "float16"), device(image.astype(np.float16)), odd(image)):
+                y = run(op, case, there, *(device(a.astype(np.float16)) for a in (w, b)), there, "auto", None)
+                assert_close(host(y), right[op], 1, magnitude=case.reduction[op] ** 0.5)
+                assert provider.launched[-1].kernel.name == "conv_wgmma"
+
+
+def odd(values):
+    """On the device, in channels_last order, two bytes behind a multiple of 16."""
+    last = np.moveaxis(values, 1, -1)
+    memory = np.zeros(last.size + 8, np.float16)
+    start = -memory.__array_interface__["data"][0] // 2 % 8 + 1
+    there = memory[start:start + last.size].reshape(last.shape)
+    there[...] = last
+    return DeviceArray(np.moveaxis(there, -1, 1))
 
 
 def test_what_is_refused():

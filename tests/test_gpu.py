@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cases import CONVS, LAYOUTS, laid_out
 from test_cuda_conv import ALGORITHMS
+from test_cuda_forms import COPIES, check_copy
 from test_cuda_mma import CASES as MMA_CASES
 from test_cuda_mma import DTYPES as MMA_DTYPES
 from test_cuda_mma import dtype_named, exact, tiled
@@ -94,8 +95,21 @@ def test_conv_on_tensor_cores(cupy, name, op, dtype):
 @pytest.mark.parametrize("op", PASSES)
 @pytest.mark.parametrize("name", ["several tiles", "ragged channels", "stride, dilation, padding", "groups"])
 def test_small_conv_on_tensor_cores(cupy, name, op, dtype):
-    for layout in ("contiguous", "channels_last"):
-        check_mma(cupy, MMA_CASES[name], op, dtype, layout)
+    algorithms = ("mma",) if dtype == "float32" else ("mma", "auto")
+    for layout, algorithm in itertools.product(("contiguous", "channels_last"), algorithms):
+        check_mma(cupy, MMA_CASES[name], op, dtype, layout, algorithm)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("name", COPIES)
+def test_small_copies(cupy, name, dtype):
+    """To channels_last, from every address."""
+    shape, groups, together, view = COPIES[name]
+    size, values = np.dtype(dtype).itemsize, np.random.default_rng(0).integers(-99, 99, shape).astype(dtype)
+    for first in range(16 // size):
+        x = cupy.empty(values.size + 64, dtype)[first:first + values.size].reshape(shape)
+        x[...] = cupy.asarray(values)
+        check_copy(view(x), groups, together[size // 4], cupy.asnumpy)
 
 
 @pytest.mark.parametrize("name", [*sorted(set(MMA_CASES) - {"groups"}), *CONVS])

@@ -53,5 +53,5 @@ def tensor_map(address: int, dtype: str, layout: TensorMap) -> Any:
         status = function(*array, (ctypes.c_uint32 * axes)(*layout.box), *rest)
     if status:
         raise RuntimeError(f"fastconv: {name} fails with CUresult {status} for {layout}. "
-                           "Hint: algorithm='auto' does without")
+                           "Hint: algorithm='mma' does without")
     return np.frombuffer(ctypes.string_at(encoded, 128), _MAP).copy().reshape(())

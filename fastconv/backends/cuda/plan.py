@@ -27,6 +27,7 @@ from fastconv.backends.cuda.tensor_cores import (
     conv_wgmma,
     image_layout,
     mma_refuses,
+    predicted,
     weight_grad_mma,
     wgmma_refuses,
 )
@@ -36,9 +37,9 @@ from fastconv.problem import ConvProblem
 
 ALGORITHMS = ("auto", "direct", "simt", "mma", "wgmma")
 """What a call may ask for; "simt 64x64" forces a tile too."""
-# What "auto" takes for 16 bits, the first that can run a problem; not "wgmma", which is not measured yet. TF32 rounds
+# What "auto" takes for 16 bits: of those that can run a problem, the one that is predicted to be faster. TF32 rounds
 # more than float32, so that it is never chosen; of 16 bits tensor cores are exact.
-SHORT = ("mma",)
+SHORT = ("mma", "wgmma")
 
 # Groups of at most this many channels run without tiles.
 NARROW_GROUP = 8
@@ -82,9 +83,7 @@ def plan_for(problem: ConvProblem, op: str, algorithm: str = "auto", relu: bool 
         raise ValueError(f"{op}: algorithm is {name!r}, but that cannot run this problem: {refused}. "
                          "Hint: algorithm='auto'")
     if name == "auto":
-        short = SHORT if problem.dtype in SHORT_FLOATS else ()
-        name = "direct" if _narrow(problem) else next(
-            (core for core in short if refuses(problem, op, core, capability) is None), "simt")
+        name = "direct" if _narrow(problem) else _core(problem, op, multiprocessors, capability) or "simt"
     if name in ("mma", "wgmma"):
         return _mma_plan(problem, op, name, relu, tile, multiprocessors, aligned)
     forced = f"{name} {tile}".rstrip()
@@ -112,6 +111,14 @@ def refuses(problem: ConvProblem, op: str, name: str, capability: tuple[int, int
     if name == "wgmma":
         return wgmma_refuses(problem, op, capability)
     return mma_refuses(problem, capability) if name == "mma" else None
+
+
+def _core(problem: ConvProblem, op: str, multiprocessors: int, capability: tuple[int, int]) -> str | None:
+    """What runs 16 bits on tensor cores, if anything does."""
+    able = [name for name in SHORT if problem.dtype in SHORT_FLOATS and refuses(problem, op, name, capability) is None]
+    if len(able) < 2:
+        return next(iter(able), None)
+    return min(able, key=lambda name: predicted(problem, op, name, multiprocessors))
 
 
 def _narrow(problem: ConvProblem) -> bool:

@@ -20,11 +20,13 @@ from fastconv.problem.common import Strides
 # The structure of channels_last.cu.
 SOURCE = np.dtype([
     ("strides", np.int64, 5), ("size", np.int32, 3), ("batch", np.int32), ("groups", np.int32), ("channels", np.int32),
-    ("padded", np.int32)], align=True)
-COPY_TILE = 64, 32  # pixels and channels
+    ("padded", np.int32), ("together", np.int32)], align=True)
+COPY_CHANNELS, COPY_BYTES = 64, 128  # of a tile: channels, and bytes of each
 
-# Elements of 16 bytes, which copies to tensor cores move at once; stages of a weight gradient that are in flight.
+# Elements of 16 bytes, which copies to tensor cores move at once; how many of these runs make a step in depth; and
+# stages of a weight gradient that are in flight.
 MMA_RUN = {"float32": 4, "float16": 8, "bfloat16": 8}
+MMA_RUNS = 4
 MMA_STAGES = 4
 MMA_CAPABILITY = 8, 0
 TARGET = 16  # bytes, of results.cuh
@@ -92,15 +94,47 @@ def image_layout(problem: ConvProblem, size: tuple[int, ...], strides: Strides, 
         return strides, channels, None
     padded = ceil_div(channels, run) * run
     pixel, pixels = problem.groups * padded, math.prod(size)
-    source = np.zeros((), SOURCE)
-    source["strides"], source["size"], source["batch"] = strides, size, problem.batch
-    source["groups"], source["channels"], source["padded"] = problem.groups, channels, padded
-    kernel = Kernel("channels_last.cu", "channels_last", (
-        ("FC_DTYPE", DTYPES[problem.dtype][0]), ("CHANNELS_FAST", int(abs(strides[1]) < abs(strides[4])))))
-    across, deep = COPY_TILE
-    copy = Copy(kernel, (ceil_div(problem.batch * pixels, across), ceil_div(pixel, deep)), source,
-                across * 8 + deep * (across + 2) * (16 // run), problem.batch * pixels * pixel)
+    copy = _copy(problem, size, strides, channels, padded)
     return (pixels * pixel, 1, size[1] * size[2] * pixel, size[2] * pixel, pixel), padded, copy
+
+
+def _copy(problem: ConvProblem, size: tuple[int, ...], strides: Strides, channels: int, padded: int) -> Copy:
+    """The copy of an image into groups of `padded` channels side by side."""
+    run, code = MMA_RUN[problem.dtype], DTYPES[problem.dtype][0]
+    all_channels, pixels = problem.groups * padded, problem.batch * math.prod(size)
+    groups = problem.groups
+    if padded == channels:  # which is as one group
+        groups, channels, padded = 1, all_channels, all_channels
+    axes = _merged(size, strides[2:])
+    source = np.zeros((), SOURCE)
+    source["size"], source["batch"] = [n for n, _ in axes], problem.batch
+    source["strides"] = (*strides[:2], *(step for _, step in axes))
+    source["groups"], source["channels"], source["padded"] = groups, channels, padded
+    width, step = axes[-1]
+    others = [(problem.batch, strides[0]), (groups * channels, strides[1]), *axes[:-1]]
+    together = math.gcd(run, width, *(stride for n, stride in others if n > 1)) if step == 1 else 1
+    source["together"] = together * (16 // run)
+    channels_fast = abs(strides[1]) < abs(step) or width == 1
+    if channels_fast or all_channels <= 2 * run:
+        kernel = Kernel("channels_last.cu", "channels_last", (
+            ("FC_DTYPE", code), ("TILES", 0), ("CHANNELS_FAST", int(channels_fast))))
+        blocks, smem = ceil_div(pixels * (all_channels // run), 256), 0
+    else:
+        kernel = Kernel("channels_last.cu", "channels_last", (("FC_DTYPE", code), ("TILES", 1)))
+        blocks = ceil_div(pixels, COPY_BYTES * run // 16) * groups * ceil_div(padded, COPY_CHANNELS)
+        smem = COPY_CHANNELS * COPY_BYTES
+    return Copy(kernel, (blocks,), source, smem, pixels * all_channels)
+
+
+def _merged(size: tuple[int, ...], strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Three axes (extent, stride) with the same elements in the same order, as many as can be merged into the last."""
+    axes: list[tuple[int, int]] = []
+    for n, stride in zip(size, strides, strict=True):
+        if axes and axes[-1][1] == n * stride and axes[-1][0] * n < 2**31:
+            axes[-1] = axes[-1][0] * n, stride
+        elif n > 1:
+            axes.append((n, stride))
+    return [(1, 0)] * (3 - len(axes)) + axes
 
 
 def _pack(part: Lattice, s: Any, dtype: str, padded: int) -> Pack:
@@ -114,18 +148,33 @@ def _weights_layout(s: Any, padded: int) -> Any:
     return padded, *(s[name].tobytes() for name in ("w_strides", "w_offset", "taps", "in_channels", "out_channels"))
 
 
-def _tile(table: tuple[CoreTile, ...], name: str, part: Lattice, multiprocessors: int) -> CoreTile:
+def _tile(table: tuple[CoreTile, ...], name: str, part: Lattice, multiprocessors: int) -> tuple[CoreTile, float]:
     allowed = tuple(t for t in table if name in ("", t.name))
     return tiles.choose_core_tile(allowed, part.batch * math.prod(part.out_size), part.out_channels, part.groups,
                                   multiprocessors)
 
 
+def predicted(problem: ConvProblem, op: str, name: str, multiprocessors: int) -> float:
+    """Time of a forward pass or data gradient by "mma" or "wgmma", in a unit of both.
+
+    What tiles reach was measured with full ones; how empty they are, in depth too, is counted.
+    """
+    table = tiles.MMA if name == "mma" else tiles.WGMMA
+    # Each tap takes whole runs of channels. A step of mma is of several, which may belong to different taps.
+    run, at_once = (MMA_RUN[problem.dtype], MMA_RUNS) if name == "mma" else (WGMMA_DEPTH, 1)
+    total = 0.0
+    for part in parts_of(problem, op)[0]:
+        steps = ceil_div(len(part.tap_at) * ceil_div(part.in_channels, run), at_once)
+        total += steps * at_once * run * _tile(table, "", part, multiprocessors)[1]
+    return total
+
+
 def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int, tile_name: str, multiprocessors: int) -> Launch:
     """`part` reads groups of `padded` channels."""
     code, _ = DTYPES[dtype]
-    tile = _tile(tiles.MMA, tile_name, part, multiprocessors)
+    tile, _ = _tile(tiles.MMA, tile_name, part, multiprocessors)
     bm, bn, run = tile.bm, tile.bn, MMA_RUN[dtype]
-    step = 4 * run
+    step = MMA_RUNS * run
     s, taps = structure(part), len(part.tap_at)
     pack = _pack(part, s, dtype, padded)
     read = s.copy()
@@ -136,7 +185,7 @@ def conv_mma(part: Lattice, dtype: str, relu: bool, padded: int, tile_name: str,
     rows = part.batch * math.prod(part.out_size)
     grid = ceil_div(rows, bm), ceil_div(part.out_channels, bn), part.groups
     _, height, width = s["taps"].tolist()
-    args = read, digits(4, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
+    args = read, digits(MMA_RUNS, padded // run, width, height), np.int32(ceil_div(taps * padded, step)), np.int32(relu)
     stages = tile.stages * (bm + bn) * (step + run) * (16 // run)
     return Launch(kernel, grid, (256,), args, max(stages, _results(bm, bn)) + bm * TARGET, pack)
 
@@ -150,7 +199,7 @@ def conv_wgmma(part: Lattice, dtype: str, relu: bool, channels: int, tile_name: 
     """`part` reads `channels`."""
     code, _ = DTYPES[dtype]
     axes, s, taps = _image_axes(part), structure(part), len(part.tap_at)
-    tile, depth = _tile(tiles.WGMMA, tile_name, part, multiprocessors), WGMMA_DEPTH
+    (tile, _), depth = _tile(tiles.WGMMA, tile_name, part, multiprocessors), WGMMA_DEPTH
     bm, bn, blocks = tile.bm, tile.bn, ceil_div(channels, depth)
     pack = _pack(part, s, dtype, blocks * depth)
     lower, upper = _box(s, axes)
@@ -176,7 +225,7 @@ def weight_grad_mma(problem: ConvProblem, in_channels: int, out_channels: int,
     """Groups of `in_channels` and `out_channels` are read, which may be more than there are."""
     part = lattice.forward(problem)
     run = MMA_RUN[problem.dtype]
-    step = 4 * run
+    step = MMA_RUNS * run
     width = in_channels * problem.taps
     bm, bn = (64 if n <= 64 else 128 for n in (out_channels, width))
     blocks = ceil_div(out_channels, bm) * ceil_div(width, bn) * part.groups
