@@ -418,6 +418,12 @@ FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
     return 1;
 }
 
+FC_INLINE int is_power_of_two(real v) {
+    lane bits;
+    memcpy(&bits, &v, sizeof v);
+    return (bits & (((lane)1 << (sizeof v == 4 ? 23 : 52)) - 1)) == 0; /* no mantissa */
+}
+
 /* Two columns, two apart, a vector of outputs or more.  Division by a power of two is exact as a product, too. */
 FC_INLINE int in_twos(const fc_pool_row *row, const int is_max, const int height) {
     fc_pool_row copy = *row; /* which no store can change */
@@ -426,8 +432,7 @@ FC_INLINE int in_twos(const fc_pool_row *row, const int is_max, const int height
     const int64_t run = w->run_end - w->run;
     if (run < VL) return 0;
     const real divisor = is_max ? 1 : divisor_of(r, w->run);
-    int exponent;
-    const int exact = frexp((double)divisor, &exponent) == 0.5;
+    const int exact = is_power_of_two(divisor);
     const vec by = vset(exact ? 1 / divisor : divisor);
     for (int64_t line = 0; line < r->lines; line++, next_line(&copy)) {
         const real *from = r->wide + w->first[w->run] - r->column;
