@@ -24,7 +24,9 @@ DIRECT_SHARE, DIRECT_TERMS = 0.96, 5
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes, and by
 # a factor for tiles of more than 6x6 points, which fit registers even less. In 3D everything takes longer than that, by
 # a factor: hundreds of points do not fit registers, nor their pages a TLB; and again in phases, whose transforms and
-# outputs are spread further; transforms of weights suffer most.
+# outputs are spread further; transforms of weights suffer most. A core that starts two multiply-adds in a cycle makes
+# transforms, which load and store more, by less faster (measured over 38 layers on Emerald Rapids).
+TRANSFORM_RATE = 1.25
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS, LARGE_TILE = 6.5, 6.5, 3.0, 2.3
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
 # Cycles that a point and channel vector of an input takes on its way to L3 and back, where blocks do not fit L2, and to
@@ -42,6 +44,7 @@ MOVE_IN_CYCLES, MOVE_OUT_CYCLES, COPY_CYCLES = 30.0, 12.0, 8.0
 DIRECT_STAGE_BYTES = 256 * 1024  # of a copy of the input (csrc/conv_direct.c)
 # Cycles to gather a vector of pixels in NCHW, side by side, from rows that are shorter than a tile, or strided.
 GATHER_CYCLES, BROKEN_GATHER_CYCLES, STRIDED_GATHER_CYCLES = 20.0, 70.0, 64.0
+SECONDS_GATHER_CYCLES = 8.0  # every second pixel, by masks
 # Cycles to find the pixels of a tile in another channel, in the second-level caches or, where no CPU foresees so many
 # planes, in those beyond; elements of an input that the former hold.
 CHANNEL_CYCLES, FAR_CHANNEL_CYCLES, NEAR_ELEMENTS = 15.0, 90.0, 512 * 1024
@@ -248,7 +251,7 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     height = tiles / max(_ceil_div(tiles, rows), 1)  # strips of few rows load more than they compute
     products = multiplied * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
     products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) * (1 + 1 / max(height, 1))
-    transforms = _crowding(shape) * points / _rate(isa) * (
+    transforms = _crowding(shape) * points / min(_rate(isa), TRANSFORM_RATE) * (
         terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if strides_read(p, op)[1] != 1 else 0))
                  + (PARTIAL_CYCLES if strides_read(p, op)[1] == 1 and read % lanes else 0))
         + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if strides_written(p, op)[1] != 1 else 0)))
@@ -257,7 +260,8 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
         if dilation(p)[2] > 1:
             gathered = terms * points * read * (strides_read(p, op)[1] != 1)
             gathered += tiles * math.prod(shape.outputs) * written * (strides_written(p, op)[1] != 1)
-            transforms += STRIDED_GATHER_CYCLES * gathered / lanes
+            by_masks = isa == "avx512" and dilation(p)[2] == 2
+            transforms += (SECONDS_GATHER_CYCLES if by_masks else STRIDED_GATHER_CYCLES) * gathered / lanes
     itemsize = 4 if p.dtype == "float32" else 8
     depth = read * math.prod(max(len(phase.parts) for phase in phases) for phases in axes)
     few, tile_bytes = _round_up(FEW_TILES, rows), points * (depth + columns) * itemsize  # as conv_winograd.c cuts
