@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -35,8 +34,9 @@ def test_import_costs_less_than_60_ms_above_numpy(tmp_path: Path) -> None:
         "print(time.process_time() - start)\n"
     )
     in_new_process(program, tmp_path, PACKAGE.parent)  # compiles
+    # the least: caches and clocks that others share only add, up to as much again
     seconds = [float(in_new_process(program, tmp_path, PACKAGE.parent)) for _ in range(7)]
-    assert statistics.median(seconds) < 0.060, f"{sorted(round(1000 * s) for s in seconds)} ms"
+    assert min(seconds) < 0.060, f"{sorted(round(1000 * s) for s in seconds)} ms"
 
 
 def test_import_takes_no_extra_and_no_layers(tmp_path: Path) -> None:
