@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -29,14 +30,14 @@ def in_new_process(program: str, folder: Path, path: Path) -> str:
 def test_import_costs_less_than_60_ms_above_numpy(tmp_path: Path) -> None:
     program = (
         "import numpy, time\n"
-        "start = time.process_time()\n"  # what other processes do meanwhile does not count
+        # what other processes do meanwhile does not count, nor how long NumPy's other threads wait for work
+        "start = time.thread_time()\n"
         "import fastconv\n"
-        "print(time.process_time() - start)\n"
+        "print(time.thread_time() - start)\n"
     )
     in_new_process(program, tmp_path, PACKAGE.parent)  # compiles
-    # the least: caches and clocks that others share only add, up to as much again
     seconds = [float(in_new_process(program, tmp_path, PACKAGE.parent)) for _ in range(7)]
-    assert min(seconds) < 0.060, f"{sorted(round(1000 * s) for s in seconds)} ms"
+    assert statistics.median(seconds) < 0.060, f"{sorted(round(1000 * s) for s in seconds)} ms"
 
 
 def test_import_takes_no_extra_and_no_layers(tmp_path: Path) -> None:
