@@ -24,9 +24,9 @@ DIRECT_SHARE, DIRECT_TERMS = 0.96, 5
 # Multiply-adds that each point and channel vector of a transform takes as long as; more through NCHW transposes, and by
 # a factor for tiles of more than 6x6 points, which fit registers even less. In 3D everything takes longer than that, by
 # a factor: hundreds of points do not fit registers, nor their pages a TLB; and again in phases, whose transforms and
-# outputs are spread further; transforms of weights suffer most. A core that starts two multiply-adds in a cycle makes
-# transforms, which load and store more, by less faster (measured over 38 layers on Emerald Rapids).
-TRANSFORM_RATE = 1.25
+# outputs are spread further; transforms of weights suffer most. A core that starts two 512-bit multiply-adds in a
+# cycle makes transforms, which load and store more, by less faster (measured over 38 layers on Emerald Rapids).
+WIDE_TRANSFORM_RATE = 1.25
 INPUT_FMAS, OUTPUT_FMAS, TRANSPOSE_FMAS, LARGE_TILE = 6.5, 6.5, 3.0, 2.3
 CROWDED, CROWDED_PHASES, CROWDED_WEIGHTS = 1.3, 1.8, 2.0
 # Cycles that a point and channel vector of an input takes on its way to L3 and back, where blocks do not fit L2, and to
@@ -251,7 +251,8 @@ def winograd(p: ConvProblem, op: str, isa: str, shape: Shape, batch: int, packed
     height = tiles / max(_ceil_div(tiles, rows), 1)  # strips of few rows load more than they compute
     products = multiplied * read * _round_up(written, lanes) / (_rate(isa) * lanes) / TILE_SHARE
     products *= (1 + PRODUCT_TERMS / max(read * terms / max(tiles, 1), 1)) * (1 + 1 / max(height, 1))
-    transforms = _crowding(shape) * points / min(_rate(isa), TRANSFORM_RATE) * (
+    transform_rate = min(_rate(isa), WIDE_TRANSFORM_RATE) if isa == "avx512" else _rate(isa)
+    transforms = _crowding(shape) * points / transform_rate * (
         terms * (_ceil_div(read, lanes) * (INPUT_FMAS + (TRANSPOSE_FMAS if strides_read(p, op)[1] != 1 else 0))
                  + (PARTIAL_CYCLES if strides_read(p, op)[1] == 1 and read % lanes else 0))
         + tiles * _ceil_div(written, lanes) * (OUTPUT_FMAS + (TRANSPOSE_FMAS if strides_written(p, op)[1] != 1 else 0)))
