@@ -7,7 +7,7 @@
 #include "kernels.h"
 
 /* Multiply-adds worth a task; bytes of a transposed block that stay near, of a padded copy that stays in L1; pixels of a row
- * that are copied at a time; shorter rows would leave most lanes empty. */
+ * that are taken at a time; columns with which depthwise_edges fills enough lanes. */
 enum { TASK_MACS = 128 * 1024, NEAR = 96 * 1024, HELD = 24 * 1024, SEGMENT = FC_EDGE_COLUMNS, EDGE_COLUMNS_LEAST = 5 };
 
 /* The taps as a box: counts and distances along each axis, all ascending. */
@@ -65,7 +65,7 @@ void FC_NAME(fc_channelwise_block)(fc_channelwise *p) {
     p->edges = has_edges(p);
     if (l->in_stride[1] == 1 && l->out_stride[1] == 1 && l->groups * min64(l->in_channels, l->out_channels) >= k->vl)
         p->form = FC_BY_CHANNELS;
-    else if (p->edges || (!p->picked && (out[2] * l->step[2] > k->vl || l->groups < k->vl))) /* rows that fill lanes */
+    else if (p->edges || (!p->picked && (out[2] * l->step[2] > k->vl || l->groups < k->vl))) /* else lanes are empty */
         p->form = FC_BY_PIXELS;
     else
         p->form = FC_BY_BLOCKS;
@@ -319,52 +319,61 @@ static void run_lanes(const fc_channelwise *p, const real *in, const real *packe
     run_block(p, in, &g, lines, workspace, block, d, h, h_end, from, to, out);
 }
 
-/* A few channels of one image, a band of their rows and a segment of their columns, in place. */
+/* Output columns [from, to) of rows [h, h_end), channels [c, c_end): what a task by pixels computes of an image. */
+typedef struct {
+    int64_t from, to, h, h_end, c, c_end;
+} piece;
+
+static piece piece_of(const fc_channelwise *p, int64_t task) {
+    const fc_lattice *l = &p->l;
+    const int64_t from = task % p->segments * p->columns, h = task / p->segments % p->bands * p->band;
+    const int64_t c = task / p->segments / p->bands * p->channels;
+    return (piece){from, min64(from + p->columns, l->out_size[2]), h, min64(h + p->band, l->out_size[1]),
+                   c,    min64(c + p->channels, l->groups)};
+}
+
+/* The task in place. */
 static void run_edges(const fc_channelwise *p, const real *in, const real *packed, const real *bias, real *out,
                       char *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t *is = l->in_stride, *os = l->out_stride;
-    const int64_t from = task % p->segments * p->columns, to = min64(from + p->columns, l->out_size[2]);
-    const int64_t h = task / p->segments % p->bands * p->band, h_end = min64(h + p->band, l->out_size[1]);
-    const int64_t c = task / p->segments / p->bands * p->channels;
-
+    const piece o = piece_of(p, task);
     const real **slices = take(&workspace, p->count[0] * (int64_t)sizeof(real *));
     fc_depthwise_edges g = {.slices = slices,
                             .n_slices = p->count[0],
-                            .planes = min64(p->channels, l->groups - c),
+                            .planes = o.c_end - o.c,
                             .rows = l->in_size[1],
                             .columns = l->in_size[2],
                             .in_row = is[3],
                             .in_plane = is[1],
-                            .row = h + p->first[1],
-                            .column = from + p->first[2],
-                            .out_rows = h_end - h,
-                            .out_columns = to - from,
+                            .row = o.h + p->first[1],
+                            .column = o.from + p->first[2],
+                            .out_rows = o.h_end - o.h,
+                            .out_columns = o.to - o.from,
                             .out_row = os[3],
                             .out_plane = os[1],
-                            .w = packed + c * l->taps,
-                            .bias = bias ? bias + c : NULL,
+                            .w = packed + o.c * l->taps,
+                            .bias = bias ? bias + o.c : NULL,
                             .relu = p->relu};
     for (int64_t d = 0; d < l->out_size[0]; d++) {
         for (int64_t i = 0; i < p->count[0]; i++) {
             const int64_t z = d * l->step[0] + p->first[0] + i * p->spacing[0];
-            slices[i] = z >= 0 && z < l->in_size[0] ? in + c * is[1] + z * is[2] : NULL;
+            slices[i] = z >= 0 && z < l->in_size[0] ? in + o.c * is[1] + z * is[2] : NULL;
         }
-        g.out = out + c * os[1] + d * os[2] + h * os[3] + from;
+        g.out = out + o.c * os[1] + d * os[2] + o.h * os[3] + o.from;
         k->depthwise_edges(&g);
     }
 }
 
-/* A few channels of one image, a band of their rows and a segment of their columns, each channel by way of a padded copy. */
+/* The task, each channel by way of a padded copy. */
 static void run_pixels(const fc_channelwise *p, const real *in, const real *packed, const real *bias, real *out,
                        char *workspace, int64_t task) {
     const fc_lattice *l = &p->l;
     const fc_kernels *k = l->kernels;
     const int64_t *is = l->in_stride, *os = l->out_stride;
-    const int64_t from = task % p->segments * p->columns, to = min64(from + p->columns, l->out_size[2]);
-    const int64_t h = task / p->segments % p->bands * p->band, h_end = min64(h + p->band, l->out_size[1]);
-    const int64_t c_from = task / p->segments / p->bands * p->channels;
+    const piece o = piece_of(p, task);
+    const int64_t from = o.from, to = o.to, h = o.h, h_end = o.h_end;
 
     /* The rows and columns that are copied, counted from the first tap of the first output. */
     const int64_t lowest[2] = {h * l->step[1] + p->first[1], from * l->step[2] + p->first[2]};
@@ -407,12 +416,11 @@ static void run_pixels(const fc_channelwise *p, const real *in, const real *pack
                             .out_step = os[4],
                             .dense = gaps == 1 && os[4] == 1 && os[3] == to - from,
                             .relu = p->relu};
-    const int64_t c_end = min64(c_from + p->channels, l->groups);
     const int in_place = p->in_place && to - from >= k->vl && lowest[0] == row_at && lowest[1] == column_at &&
                          rows == (h_end - h - 1) * l->step[1] + p->extent[1] && columns == to - from - 1 + p->extent[2];
     if (in_place) g.tap_row = p->spacing[1] * is[3], g.next_row = gaps * l->step[1] * is[3];
-    for (int64_t c = c_from; c < c_end; c += p->together) {
-        const int64_t together = min64(p->together, c_end - c);
+    for (int64_t c = o.c; c < o.c_end; c += p->together) {
+        const int64_t together = min64(p->together, o.c_end - c);
         for (int64_t i = 0; i < together * p->slots; i++) held[i] = -1;
         for (int64_t d = 0; d < l->out_size[0]; d++) {
             /* Vectors that are loaded should not be made of several stores that are still on their way: all copies first. */

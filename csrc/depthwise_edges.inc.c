@@ -12,11 +12,6 @@
 #if FC_MASKED
 enum { EDGE_ROWS = 7, EDGE_VECTORS = 2 };
 
-/* Lanes that stand for the columns [0, columns), if lane 0 stands for column `first`. */
-FC_INLINE lane_mask FC_NAME(lanes_inside)(int64_t first, int64_t columns) {
-    return (lane_mask)(first_lanes(columns - first) & ~first_lanes(-first));
-}
-
 /* EDGE_ROWS rows from h on of a plane, or of it and the next in halves of a vector; vectors begin at[i] outputs after the
  * first.  whole: no row is masked. */
 FC_INLINE void FC_NAME(edges_tile)(const int vectors, const int halves, const int whole, const fc_depthwise_edges *g,
@@ -85,7 +80,7 @@ static void depthwise_edges(const fc_depthwise_edges *given) {
     lane_mask inside[FC_EDGE_COLUMNS / VL][3];
     for (int64_t k = 0; k < vectors; k++) {
         at[k] = lesser(k * VL, last);
-        for (int t = 0; t < 3; t++) inside[k][t] = FC_NAME(lanes_inside)(g->column + at[k] + t, g->columns);
+        for (int t = 0; t < 3; t++) inside[k][t] = lanes_inside(g->column + at[k] + t, g->columns);
     }
     int whole = 1;
     for (int64_t slice = 0; slice < g->n_slices; slice++) whole = whole && g->slices[slice];

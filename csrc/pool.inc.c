@@ -89,12 +89,15 @@ FC_INLINE real slope(real dy, real y, real divisor, real p) {
     return p == 1 ? dy / divisor : p == 2 ? dy / y / divisor : dy * POWER(y, 1 - p) / divisor;
 }
 
-/* The larger, or NaN. */
-FC_INLINE vec vmax(vec a, vec b) {
-    vec larger = a;
-    for (int i = 0; i < VL; i++) larger[i] = a[i] > b[i] ? a[i] : b[i]; /* one instruction, which keeps a NaN in b */
-    return vblend(larger, a, (mask)(a != a));
+/* The larger; b, if one is NaN: one instruction. */
+FC_INLINE vec larger(vec a, vec b) {
+    vec v = a;
+    for (int i = 0; i < VL; i++) v[i] = a[i] > b[i] ? a[i] : b[i];
+    return v;
 }
+
+/* The larger, or NaN. */
+FC_INLINE vec vmax(vec a, vec b) { return vblend(larger(a, b), a, (mask)(a != a)); }
 
 /* ---- Tiles ---------------------------------------------------------------------------------------------------- */
 
@@ -228,7 +231,15 @@ FC_INLINE real one_output(const fc_pool_row *r, const int is_max, int64_t o) {
     return is_max ? total : total / divisor_of(r, o);
 }
 
-/* The next three return whether they could do the lines so. */
+/* The outputs outside [begin, run_end). */
+FC_INLINE void outputs_besides(const fc_pool_row *r, const int is_max, int64_t begin) {
+    for (int64_t o = 0; o < r->outputs; o++) {
+        if (o == begin) o = r->windows.run_end;
+        if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
+    }
+}
+
+/* The next ones return whether they could do the lines so. */
 FC_INLINE int run_in_registers(const fc_pool_row *row, const int is_max, const int count, const int run_step) {
     fc_pool_row copy = *row; /* which no store can change */
     const fc_pool_row *r = &copy;
@@ -243,10 +254,7 @@ FC_INLINE int run_in_registers(const fc_pool_row *row, const int is_max, const i
             const vec v = outputs_in_registers(is_max, count, run_step, r, r->wide + first + skip, room - skip);
             store_few(r->narrow + w->run + begin, 1, lanes, is_max ? v : v / divisor);
         }
-        for (int64_t o = 0; o < r->outputs; o++) {
-            if (o == w->run) o = w->run_end;
-            if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
-        }
+        outputs_besides(r, is_max, w->run);
     }
     return 1;
 }
@@ -268,6 +276,12 @@ FC_INLINE vec rows_under(const int is_max, const int height, const fc_pool_row *
     return v;
 }
 
+/* Whether padding cuts a column off the first of n windows of three, one apart, and off the last. */
+FC_INLINE int is_cut(const fc_windows *w) { return w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1]; }
+FC_INLINE int is_cut_end(const fc_windows *w, int64_t n) {
+    return n == w->run_end + 1 && w->count[n - 1] == 2 && w->first[n - 1] == w->first[n - 2] + 1;
+}
+
 /* Three columns of windows that begin one column apart, those that padding cuts short too: each vector of columns is
  * reduced once, and moved to the left and to the right, with a column of its neighbours, or of the padding.
  *
@@ -277,8 +291,7 @@ FC_INLINE int by_one(const fc_pool_row *row, const int is_max, const int height)
     const fc_pool_row *r = &copy;
     const fc_windows *w = &r->windows;
     const int64_t n = r->outputs, end = w->run_end - 1; /* the last whole window */
-    const int cut = w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1];
-    const int cut_end = n == end + 2 && w->count[n - 1] == 2 && w->first[n - 1] == w->first[end] + 1;
+    const int cut = is_cut(w), cut_end = is_cut_end(w, n);
     if (n < VL || (w->run > 0 && !cut) || (end < n - 1 && !cut_end)) return 0;
     vec inner = vset(is_max ? 1 : divisor_of(r, w->run)), first = inner, last = inner;
     if (cut && !is_max) first[0] = divisor_of(r, 0);
@@ -312,13 +325,6 @@ FC_INLINE int by_one(const fc_pool_row *row, const int is_max, const int height)
 }
 
 #if FC_MASKED
-/* The larger; either of them, if one is NaN. */
-FC_INLINE vec larger(vec a, vec b) {
-    vec v = a;
-    for (int i = 0; i < VL; i++) v[i] = a[i] > b[i] ? a[i] : b[i];
-    return v;
-}
-
 /* The three columns of a row under a vector of outputs; *odd: whether one is NaN, for which maxima are wrong. */
 FC_INLINE vec three_columns(const int is_max, const real *from, const lane_mask keep[3], lane_mask *odd) {
     if (!is_max) return load_chosen(from, keep[0]) + load_chosen(from + 1, keep[1]) + load_chosen(from + 2, keep[2]);
@@ -333,8 +339,7 @@ FC_INLINE vec three_columns(const int is_max, const real *from, const lane_mask 
 FC_INLINE int by_one_masked(const fc_pool_row *r, const int is_max) {
     const fc_windows *w = &r->windows;
     const int64_t n = r->outputs, end = w->run_end - 1;
-    const int cut = w->run == 1 && w->count[0] == 2 && w->first[0] == w->first[1];
-    const int cut_end = n == end + 2 && w->count[n - 1] == 2 && w->first[n - 1] == w->first[end] + 1;
+    const int cut = is_cut(w), cut_end = is_cut_end(w, n);
     if (n < 2 || n > (is_max ? 3 * VL : VL) || /* longer rows: by_one is as fast */
         (w->run > 0 && !cut) || (end < n - 1 && !cut_end)) return 0;
     const int rolls = r->rows[0] == 1 && r->rows[1] == 3 && r->line_wide == r->wide_row[1];
@@ -344,7 +349,7 @@ FC_INLINE int by_one_masked(const fc_pool_row *r, const int is_max) {
         const int64_t at = n < VL ? 0 : lesser(o, n - VL);
         lane_mask keep[3], odd = 0;
         for (int t = 0; t < 3; t++)
-            keep[t] = (lane_mask)(first_lanes(r->columns - base - at - t) & ~first_lanes(-base - at - t));
+            keep[t] = lanes_inside(base + at + t, r->columns);
         vec divisor = vset(is_max ? 1 : divisor_of(r, w->run));
         if (!is_max && cut && at == 0) divisor[0] = divisor_of(r, 0);
         if (!is_max && cut_end && n - at <= VL) divisor[n - 1 - at] = divisor_of(r, n - 1);
@@ -410,10 +415,7 @@ FC_INLINE int max_by_two(const fc_pool_row *row, const int height) {
             vstore(r->narrow + begin + at, vmax(left, vmax(odd, every_second(a, b, 0, 0))));
             last = odd;
         }
-        for (int64_t o = 0; o < r->outputs; o++) {
-            if (o == begin) o = w->run_end;
-            if (o < r->outputs) r->narrow[o] = one_output(r, 1, o);
-        }
+        outputs_besides(r, 1, begin);
     }
     return 1;
 }
@@ -445,10 +447,7 @@ FC_INLINE int in_twos(const fc_pool_row *row, const int is_max, const int height
             const vec v = reduce(is_max, every_second(a, b, 0, 0), every_second(a, b, 1, 0));
             vstore(r->narrow + w->run + at, is_max ? v : exact ? v * by : v / by);
         }
-        for (int64_t o = 0; o < r->outputs; o++) {
-            if (o == w->run) o = w->run_end;
-            if (o < r->outputs) r->narrow[o] = one_output(r, is_max, o);
-        }
+        outputs_besides(r, is_max, w->run);
     }
     return 1;
 }

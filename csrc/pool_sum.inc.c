@@ -105,7 +105,7 @@ FC_INLINE vec FC_NAME(halve_parts)(vec a, vec b, const int parts) {
 #endif
 }
 
-/* Twice `parts` / 2 of them, if vectors have so many lanes. */
+/* The first `parts` sums become half as many, if vectors have so many lanes. */
 FC_INLINE void FC_NAME(halve_all)(vec sums[VL], const int parts) {
     if (parts > VL) return;
     FC_UNROLL for (int i = 0; i < parts / 2; i++)

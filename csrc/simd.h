@@ -72,6 +72,10 @@ FC_INLINE lane_mask are_unordered(vec a, vec b) { return _mm512_cmp_pd_mask((__m
 FC_INLINE void store_chosen(real *p, lane_mask m, vec v) { _mm512_mask_storeu_pd(p, m, (__m512d)v); }
 #endif
 FC_INLINE lane_mask first_lanes(int64_t n) { return (lane_mask)(n <= 0 ? 0 : n >= VL ? -1 : (1 << n) - 1); }
+/* Lanes that stand for the columns [0, columns), if lane 0 stands for column `first`. */
+FC_INLINE lane_mask lanes_inside(int64_t first, int64_t columns) {
+    return (lane_mask)(first_lanes(columns - first) & ~first_lanes(-first));
+}
 FC_INLINE vec load_first(const real *p, int64_t n) { return load_chosen(p, first_lanes(n)); }
 FC_INLINE void store_first(real *p, int64_t n, vec v) { store_chosen(p, first_lanes(n), v); }
 FC_INLINE vec load_seconds(const real *p, int64_t n) {
